@@ -1,0 +1,7 @@
+//! The readers as a user meets them: whole folders on disk, sound and damaged.
+
+mod cifar;
+mod files;
+mod folder;
+mod idx;
+mod real;

@@ -1,0 +1,1 @@
+//! IIR-SNN: train a spiking network at T=5 and shrink it stage by stage to one timestep.

@@ -1,0 +1,575 @@
+//! A plan with weights: one network that runs as an artificial one (ReLU) and, once it has neurons, as a spiking one.
+//!
+//! Layer by layer over all timesteps: activations are `[T·N, C, H, W]`, so that a convolution sees one large batch and a neuron one
+//! sweep over T. With direct encoding the first layer's current is the same at every timestep and is computed once.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::plan::{Connection, Plan};
+use crate::{Error, Monitor, Neuron, NeuronOptions, Result};
+
+/// Weights of one connection, with the batch norm of the artificial network while it is not folded.
+#[derive(Debug)]
+pub struct Synapse {
+    /// Shape and stride.
+    pub connection: Connection,
+    /// `[out, in, k, k]` or `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    /// Batch norm behind a convolution.
+    pub batch_norm: Option<BatchNorm>,
+}
+
+/// Batch norm over channels.
+#[derive(Debug)]
+pub struct BatchNorm {
+    /// γ, `[C]`.
+    pub weight: Tensor,
+    /// β, `[C]`.
+    pub bias: Tensor,
+    /// Running mean, `[C]`.
+    pub running_mean: Tensor,
+    /// Running variance, `[C]`.
+    pub running_var: Tensor,
+}
+
+impl BatchNorm {
+    /// Added to the variance.
+    pub const EPS: f64 = 1e-5;
+    const MOMENTUM: f64 = 0.1;
+}
+
+/// One layer of the network.
+#[derive(Debug)]
+pub struct Unit {
+    /// Its name.
+    pub name: String,
+    /// Its connections.
+    pub synapse: Synapse,
+    /// The projection of its shortcut, where it has one.
+    pub projection: Option<Synapse>,
+    /// Its neurons, after [`Network::add_neurons`]; the read-out has none.
+    pub neuron: Option<Neuron>,
+}
+
+/// What enters the network.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// Direct encoding: images `[N, C, H, W]`, the same current at every timestep.
+    Direct(&'a Tensor),
+    /// Encoded images `[T, N, C, H, W]`.
+    Encoded(&'a Tensor),
+}
+
+/// How the network runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// As an artificial network with ReLU.
+    Analog,
+    /// As a spiking network over this many timesteps.
+    Spiking {
+        /// T, at least 1.
+        timesteps: u32,
+    },
+}
+
+/// Options of one forward pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Forward {
+    /// How the network runs.
+    pub mode: Mode,
+    /// Batch norm uses and updates the statistics of the batch.
+    pub train: bool,
+    /// Probability that an activation is dropped; one mask for all timesteps. 0 outside training.
+    pub dropout: f64,
+    /// Also return [`Output::operations`].
+    pub operations: bool,
+}
+
+impl Forward {
+    /// Evaluation as a spiking network.
+    pub fn spiking(timesteps: u32) -> Self {
+        Self { mode: Mode::Spiking { timesteps }, train: false, dropout: 0., operations: false }
+    }
+
+    /// Evaluation as an artificial network.
+    pub fn analog() -> Self {
+        Self { mode: Mode::Analog, train: false, dropout: 0., operations: false }
+    }
+}
+
+/// What a forward pass returns.
+#[derive(Debug)]
+pub struct Output {
+    /// `[N, classes]`: the read-out's current, summed over T and not divided by it.
+    pub logits: Tensor,
+    /// A scalar with gradient: accumulates behind the first layer as a share of its dense MACs, summed over T.
+    pub operations: Option<Tensor>,
+}
+
+/// A network of [`Unit`]s.
+#[derive(Debug)]
+pub struct Network {
+    plan: Plan,
+    units: Vec<Unit>,
+    device: Device,
+}
+
+/// What to leave beside logits.
+#[derive(Default)]
+struct Extras<'a> {
+    monitor: Option<&'a mut Monitor>,
+    /// Membrane potentials to continue from and to leave behind, one for each unit.
+    state: Option<&'a mut Vec<Option<Tensor>>>,
+    /// Stop here and return this unit's current instead of logits.
+    current_of: Option<usize>,
+}
+
+impl Network {
+    /// Fresh weights as in the published code: convolutions normal with deviation √(2 / (k²·C_out)), fully connected layers with
+    /// √(2 / inputs), batch norm at identity. Drawn from libtorch's generator.
+    ///
+    /// (The published 0.01 for fully connected layers starves narrow ones, whose fan-in is small; √(2/4096) is 0.02.)
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(plan: Plan, device: Device) -> Result<Self> {
+        let units = plan
+            .units
+            .iter()
+            .map(|u| {
+                Ok(Unit {
+                    name: u.name.clone(),
+                    synapse: Synapse::new(u.connection, u.bias, u.batch_norm, device)?,
+                    projection: match u.shortcut.and_then(|s| s.projection) {
+                        Some(p) => Some(Synapse::new(p, false, u.batch_norm, device)?),
+                        None => None,
+                    },
+                    neuron: None,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { plan, units, device })
+    }
+
+    /// The plan; after [`Network::fold`](Self::units_mut) its biases are there and its batch norms are not.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The units, front to back.
+    pub fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    /// The units, to change their values in place.
+    pub fn units_mut(&mut self) -> &mut [Unit] {
+        &mut self.units
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Replaces batch norm by what [`Synapse`] folding returns: the caller hands each synapse to `fold`, which must leave a bias and no
+    /// batch norm. The plan follows.
+    ///
+    /// # Errors
+    /// Whatever `fold` returns.
+    pub fn replace_batch_norm<E>(&mut self, mut fold: impl FnMut(&mut Synapse) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+        for (unit, planned) in self.units.iter_mut().zip(&mut self.plan.units) {
+            for synapse in std::iter::once(&mut unit.synapse).chain(&mut unit.projection) {
+                if synapse.batch_norm.is_some() {
+                    fold(synapse)?;
+                }
+            }
+            planned.batch_norm = unit.synapse.batch_norm.is_some();
+            planned.bias = unit.synapse.bias.is_some();
+        }
+        Ok(())
+    }
+
+    /// Gives every unit but the read-out its neurons (new ones where it had some).
+    ///
+    /// # Errors
+    /// Options out of range.
+    pub fn add_neurons(&mut self, options: &NeuronOptions) -> Result<()> {
+        for (unit, planned) in self.units.iter_mut().zip(&self.plan.units) {
+            if planned.active {
+                unit.neuron = Some(Neuron::new(options, planned.connection.outputs(), self.device)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Every trained tensor by its name: `conv1.weight`, `conv1.bias`, `conv1.batch_norm.weight`, `conv1.threshold`, `conv1.leak`,
+    /// `stage2.block1.conv2.projection.weight`, …
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        self.tensors().into_iter().filter(|(_, t)| t.requires_grad()).collect()
+    }
+
+    /// Every tensor by its name: the parameters, fixed thresholds and leaks, and running statistics.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let mut all = Vec::new();
+        for u in &self.units {
+            u.synapse.named(&u.name, &mut all);
+            if let Some(p) = &u.projection {
+                p.named(&format!("{}.projection", u.name), &mut all);
+            }
+            if let Some(n) = &u.neuron {
+                all.push((format!("{}.threshold", u.name), n.threshold.shallow_clone()));
+                all.push((format!("{}.leak", u.name), n.leak.shallow_clone()));
+            }
+        }
+        all
+    }
+
+    /// Takes up saved tensors.
+    ///
+    /// # Errors
+    /// Lists every missing, extra and misshaped one; `what` names the source in the message.
+    pub fn load(&mut self, tensors: &BTreeMap<String, Tensor>, what: &str) -> Result<()> {
+        Ok(fewstep_torch::checkpoint::copy_into(&self.tensors(), tensors, what)?)
+    }
+
+    /// Brings thresholds and leaks back into their ranges.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn constrain(&mut self) -> Result<()> {
+        self.units.iter_mut().filter_map(|u| u.neuron.as_mut()).try_for_each(Neuron::constrain)
+    }
+
+    /// Logits for a batch. `monitor` collects what the layers did.
+    ///
+    /// # Errors
+    /// An input of another shape; spiking mode before [`Network::add_neurons`].
+    pub fn forward(&self, input: Input, options: &Forward, monitor: Option<&mut Monitor>) -> Result<Output> {
+        self.run(input, options, Extras { monitor, ..Extras::default() })
+    }
+
+    /// The current `[T, N, C, …]` (`[1, N, C, …]` for the first unit under direct encoding) that meets the neurons of unit number `unit`,
+    /// with everything before it spiking. `state` holds the membrane potentials between calls, so that many timesteps can be fed in
+    /// chunks; start with an empty one.
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    pub fn current(&self, input: Input, timesteps: u32, unit: usize, state: &mut Vec<Option<Tensor>>) -> Result<Tensor> {
+        state.resize_with(self.units.len(), || None);
+        let extras = Extras { state: Some(state), current_of: Some(unit), ..Extras::default() };
+        Ok(self.run(input, &Forward::spiking(timesteps), extras)?.logits)
+    }
+
+    fn run(&self, input: Input, options: &Forward, mut extras: Extras) -> Result<Output> {
+        let (mut x, images, timesteps) = self.enter(input, options.mode)?;
+        let mut direct = matches!(input, Input::Direct(_));
+        let mut outputs: Vec<Option<Tensor>> = Vec::with_capacity(self.units.len());
+        let mut operations: Option<Tensor> = None;
+        let keep: Vec<usize> = self.plan.units.iter().filter_map(|u| u.shortcut.map(|s| s.from)).collect();
+
+        for (i, (unit, planned)) in self.units.iter().zip(&self.plan.units).enumerate() {
+            if matches!(planned.connection, Connection::Linear { .. }) && x.dim() > 2 {
+                x = x.f_flatten(1, -1)?;
+            }
+            if !planned.active {
+                // Σ_t W·o[t] = W·Σ_t o[t]: one product instead of T.
+                let summed = if timesteps > 1 && !direct {
+                    x.f_view([timesteps, images, -1])?.f_sum_dim_intlist([0i64].as_slice(), false, x.kind())?
+                } else {
+                    x
+                };
+                return Ok(Output { logits: unit.synapse.apply(&summed, options.train)?, operations });
+            }
+            let mut current = unit.synapse.apply(&x, options.train)?;
+            if let Some(shortcut) = planned.shortcut {
+                let source = outputs[shortcut.from].as_ref().ok_or_else(|| Error::State("a shortcut from nowhere".into()))?;
+                current = match &unit.projection {
+                    Some(p) => current + p.apply(source, options.train)?,
+                    None => current + source,
+                };
+            }
+            let steps = if direct { 1 } else { timesteps };
+            let current = current.f_view(with_time(&current, steps, images).as_slice())?;
+            if extras.current_of == Some(i) {
+                return Ok(Output { logits: current, operations: None });
+            }
+            let activation = self.activate(i, &current, options.mode, &mut extras)?;
+            direct = false;
+            if options.operations && let Some(next) = self.plan.units.get(i + 1) {
+                let share = activation.f_mean(Kind::Float)? * (timesteps * next.macs()) as f64;
+                operations = Some(match operations {
+                    Some(sum) => sum + share,
+                    None => share,
+                });
+            }
+            x = self.after(i, activation, options.dropout)?;
+            outputs.push(keep.contains(&i).then(|| x.shallow_clone()));
+            if i + 2 == self.units.len() {
+                let dense: i64 = self.plan.units.iter().skip(1).map(crate::plan::UnitPlan::macs).sum();
+                operations = operations.map(|sum| sum / dense as f64);
+            }
+        }
+        Err(Error::State("the plan has no read-out".into()))
+    }
+
+    /// The first unit's input as `[N or T·N, C, H, W]`, N and T.
+    fn enter(&self, input: Input, mode: Mode) -> Result<(Tensor, i64, i64)> {
+        let timesteps = match mode {
+            Mode::Analog => 1,
+            Mode::Spiking { timesteps: 0 } => {
+                return Err(Error::Option { option: "timesteps", expected: "at least 1", found: "0".into() });
+            }
+            Mode::Spiking { timesteps } => i64::from(timesteps),
+        };
+        let [c, h, w] = self.plan.input;
+        let (x, lead) = match input {
+            Input::Direct(x) => (x, 1),
+            Input::Encoded(x) => (x, 2),
+        };
+        let size = x.size();
+        if size.len() != lead + 3 || size[lead..] != self.plan.input || (lead == 2 && size[0] != timesteps) {
+            let expected = if lead == 1 { format!("[N, {c}, {h}, {w}]") } else { format!("[{timesteps}, N, {c}, {h}, {w}]") };
+            return Err(Error::Input { expected, found: size });
+        }
+        Ok((if lead == 1 { x.shallow_clone() } else { x.f_flatten(0, 1)? }, size[lead - 1], timesteps))
+    }
+
+    /// ReLU or spikes, `[T, N, C, …]`.
+    fn activate(&self, i: usize, current: &Tensor, mode: Mode, extras: &mut Extras) -> Result<Tensor> {
+        let unit = &self.units[i];
+        match mode {
+            Mode::Analog => {
+                let a = current.f_relu()?;
+                if let Some(m) = extras.monitor.as_deref_mut() {
+                    m.record(i, &unit.name, &a, current)?;
+                }
+                Ok(a)
+            }
+            Mode::Spiking { timesteps } => {
+                let neuron = unit.neuron.as_ref().ok_or_else(|| Error::State(format!("layer `{}` has no neurons yet", unit.name)))?;
+                let initial = extras.state.as_deref().and_then(|s| s[i].as_ref());
+                let wanted = extras.monitor.is_some() || extras.state.is_some();
+                let (spikes, membrane) = neuron.call(current, timesteps, initial, wanted, true)?;
+                if let (Some(m), Some(after)) = (extras.monitor.as_deref_mut(), &membrane) {
+                    m.record(i, &unit.name, &spikes, after)?;
+                }
+                if let (Some(state), Some(after)) = (extras.state.as_deref_mut(), &membrane) {
+                    state[i] = Some(after.f_get(i64::from(timesteps) - 1)?.f_contiguous()?);
+                }
+                Ok(spikes)
+            }
+        }
+    }
+
+    /// Pool or dropout behind an activation `[T, N, C, …]`; returns `[T·N, C, …]`.
+    fn after(&self, i: usize, activation: Tensor, dropout: f64) -> Result<Tensor> {
+        let planned = &self.plan.units[i];
+        if planned.pool {
+            return Ok(activation.f_flatten(0, 1)?.f_avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>)?);
+        }
+        if planned.dropout && dropout > 0. {
+            let mut shape = activation.size();
+            shape[0] = 1;
+            let mask = Tensor::f_full(&shape, 1. - dropout, (activation.kind(), activation.device()))?.f_bernoulli()?;
+            return Ok((activation * (mask / (1. - dropout))).f_flatten(0, 1)?);
+        }
+        Ok(activation.f_flatten(0, 1)?)
+    }
+}
+
+/// `[T·N, C, …]` as `[T, N, C, …]`.
+fn with_time(x: &Tensor, timesteps: i64, images: i64) -> Vec<i64> {
+    [timesteps, images].into_iter().chain(x.size().into_iter().skip(1)).collect()
+}
+
+impl Synapse {
+    fn new(connection: Connection, bias: bool, batch_norm: bool, device: Device) -> Result<Self> {
+        let shape = connection.weight_shape();
+        let fan = match connection {
+            Connection::Conv { outputs, kernel, .. } => kernel * kernel * outputs,
+            Connection::Linear { inputs, .. } => inputs,
+        };
+        let options = (Kind::Float, device);
+        let trained = |t: Tensor| -> Result<Tensor> { Ok(t.f_set_requires_grad(true)?) };
+        let n = [connection.outputs()];
+        // Drawn on the CPU so that a seed gives the same weights on any device.
+        let weight = (Tensor::f_randn(&shape, (Kind::Float, Device::Cpu))? * (2. / fan as f64).sqrt()).f_to_device(device)?;
+        Ok(Self {
+            connection,
+            weight: trained(weight)?,
+            bias: if bias { Some(trained(Tensor::f_zeros(n, options)?)?) } else { None },
+            batch_norm: if batch_norm {
+                Some(BatchNorm {
+                    weight: trained(Tensor::f_ones(n, options)?)?,
+                    bias: trained(Tensor::f_zeros(n, options)?)?,
+                    running_mean: Tensor::f_zeros(n, options)?,
+                    running_var: Tensor::f_ones(n, options)?,
+                })
+            } else {
+                None
+            },
+        })
+    }
+
+    fn apply(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let y = match self.connection {
+            Connection::Conv { stride, padding, .. } => {
+                x.f_conv2d(&self.weight, self.bias.as_ref(), [stride; 2], [padding; 2], [1; 2], 1)?
+            }
+            Connection::Linear { .. } => x.f_linear(&self.weight, self.bias.as_ref())?,
+        };
+        match &self.batch_norm {
+            None => Ok(y),
+            Some(b) => Ok(y.f_batch_norm(
+                Some(&b.weight),
+                Some(&b.bias),
+                Some(&b.running_mean),
+                Some(&b.running_var),
+                train,
+                BatchNorm::MOMENTUM,
+                BatchNorm::EPS,
+                false,
+            )?),
+        }
+    }
+
+    fn named(&self, name: &str, into: &mut Vec<(String, Tensor)>) {
+        let mut push = |suffix: &str, t: &Tensor| into.push((format!("{name}.{suffix}"), t.shallow_clone()));
+        push("weight", &self.weight);
+        if let Some(b) = &self.bias {
+            push("bias", b);
+        }
+        if let Some(b) = &self.batch_norm {
+            push("batch_norm.weight", &b.weight);
+            push("batch_norm.bias", &b.bias);
+            push("batch_norm.running_mean", &b.running_mean);
+            push("batch_norm.running_var", &b.running_var);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LeakOptions, zoo};
+
+    fn small(batch_norm: bool) -> Network {
+        tch::manual_seed(11);
+        let plan = zoo::vgg("8 A 8 16", [2, 8, 8], &[12], 4, 1., batch_norm).unwrap();
+        let mut n = Network::new(plan, Device::Cpu).unwrap();
+        n.add_neurons(&NeuronOptions { leak: LeakOptions { initial: 0.9, learnable: true }, ..Default::default() }).unwrap();
+        n
+    }
+
+    fn images() -> Tensor {
+        Tensor::rand([6, 2, 8, 8], (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn a_first_layer_computed_once_equals_one_computed_at_every_timestep() {
+        let n = small(false);
+        let x = images();
+        let run = |input: Input| {
+            n.parameters().iter_mut().for_each(|(_, p)| p.zero_grad());
+            let y = n.forward(input, &Forward::spiking(4), None).unwrap().logits;
+            y.square().sum(Kind::Float).backward();
+            (y, n.parameters().iter().map(|(_, p)| p.grad().copy()).collect::<Vec<_>>())
+        };
+        let (a, ga) = run(Input::Direct(&x));
+        let (b, gb) = run(Input::Encoded(&x.unsqueeze(0).repeat([4, 1, 1, 1, 1])));
+        assert!((a - b).abs().max().double_value(&[]) < 1e-5);
+        for (p, q) in ga.iter().zip(&gb) {
+            assert!((p - q).abs().max().double_value(&[]) < 1e-4);
+        }
+    }
+
+    #[test]
+    fn one_timestep_is_a_network_of_binary_activations() {
+        let n = small(false);
+        let x = images();
+        let fires = |c: Tensor, u: &Unit| c.gt_tensor(&u.neuron.as_ref().unwrap().threshold).to_kind(Kind::Float);
+        let u = n.units();
+        let conv = |x: &Tensor, u: &Unit| x.conv2d(&u.synapse.weight, None::<Tensor>, [1, 1], [1, 1], [1, 1], 1);
+        let a = fires(conv(&x, &u[0]), &u[0]).avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+        let b = fires(conv(&a, &u[1]), &u[1]);
+        let c = fires(conv(&b, &u[2]), &u[2]).flatten(1, -1);
+        let d = fires(c.linear(&u[3].synapse.weight, None::<Tensor>), &u[3]);
+        let expected = d.linear(&u[4].synapse.weight, None::<Tensor>);
+        assert_eq!(n.forward(Input::Direct(&x), &Forward::spiking(1), None).unwrap().logits, expected);
+    }
+
+    #[test]
+    fn nothing_leaks_from_batch_to_batch() {
+        let n = small(false);
+        let (x, other) = (images(), images());
+        let before = n.forward(Input::Direct(&x), &Forward::spiking(3), None).unwrap().logits;
+        n.forward(Input::Direct(&other), &Forward::spiking(5), None).unwrap();
+        assert_eq!(n.forward(Input::Direct(&x), &Forward::spiking(3), None).unwrap().logits, before);
+    }
+
+    #[test]
+    fn timesteps_fed_in_chunks_give_the_currents_of_one_run() {
+        let n = small(false);
+        let x = images();
+        let all = n.current(Input::Direct(&x), 6, 2, &mut Vec::new()).unwrap();
+        let mut state = Vec::new();
+        let parts: Vec<_> = [2, 1, 3].map(|t| n.current(Input::Direct(&x), t, 2, &mut state).unwrap()).into();
+        assert!((all - Tensor::cat(&parts, 0)).abs().max().double_value(&[]) < 1e-6);
+    }
+
+    #[test]
+    fn the_dropout_mask_is_the_same_at_every_timestep() {
+        tch::manual_seed(2);
+        let n = small(false);
+        let ones = Tensor::ones([3, 6, 16, 4, 4], (Kind::Float, Device::Cpu));
+        let dropped = n.after(2, ones, 0.5).unwrap().view([3, 6, 16, 4, 4]);
+        assert_eq!(dropped.get(0), dropped.get(1));
+        assert_eq!(dropped.get(0), dropped.get(2));
+        let values: std::collections::BTreeSet<i64> = Vec::<f32>::try_from(dropped.flatten(0, -1)).unwrap().iter().map(|v| *v as i64).collect();
+        assert_eq!(values, [0, 2].into());
+    }
+
+    #[test]
+    fn a_shortcut_adds_to_the_current_of_the_second_neurons() {
+        tch::manual_seed(4);
+        let plan = zoo::by_name("resnet12", [3, 16, 16], &[], 4, 0.125, true).unwrap();
+        let mut n = Network::new(plan, Device::Cpu).unwrap();
+        n.add_neurons(&NeuronOptions::default()).unwrap();
+        let x = Tensor::rand([2, 3, 16, 16], (Kind::Float, Device::Cpu));
+        let second = n.plan().units.iter().position(|u| u.shortcut.is_some()).unwrap();
+        let with = n.current(Input::Direct(&x), 2, second, &mut Vec::new()).unwrap();
+        let source = n.plan().units[second].shortcut.unwrap().from;
+        let mut cut = n.plan().clone();
+        cut.units[second].shortcut = None;
+        let n = Network { plan: cut, ..n };
+        let without = n.current(Input::Direct(&x), 2, second, &mut Vec::new()).unwrap();
+        assert_eq!(source, 2);
+        let added = with - without;
+        // Pooled spikes are multiples of a quarter.
+        assert!(((&added * 4.).round() / 4. - &added).abs().max().double_value(&[]) < 1e-5);
+        assert!(added.abs().max().double_value(&[]) > 0.2);
+    }
+
+    #[test]
+    fn the_share_of_operations_is_that_of_the_monitor() {
+        let n = small(false);
+        let x = images();
+        let mut m = Monitor::new();
+        let options = Forward { operations: true, ..Forward::spiking(3) };
+        let out = n.forward(Input::Direct(&x), &options, Some(&mut m)).unwrap();
+        let macs: Vec<_> = n.plan().units.iter().map(|u| u.macs() as f64).collect();
+        let rates: Vec<_> = m.layers().unwrap().iter().map(|l| l.spike_rate).collect();
+        let expected = rates.iter().zip(&macs[1..]).map(|(r, m)| r * m).sum::<f64>() / macs[1..].iter().sum::<f64>();
+        assert!((out.operations.unwrap().double_value(&[]) - expected).abs() < 1e-5);
+    }
+
+    #[test]
+    fn an_image_of_another_size_is_refused_in_words() {
+        let e = small(true).forward(Input::Direct(&Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu))), &Forward::analog(), None);
+        assert_eq!(e.unwrap_err().to_string(), "input: expected [N, 2, 8, 8], found [1, 3, 8, 8]");
+    }
+}

@@ -1,0 +1,30 @@
+//! Everything that is about libtorch itself, so that no other crate has to know it: opening the CUDA part at run time,
+//! choosing a device, seeds, checkpoints, optimisers whose state can be saved, and the fused operators written in C++.
+//!
+//! This crate knows nothing of spikes, diffusion, data sets or configs.
+//!
+//! ```
+//! use fewstep_torch::{Checkpoint, DeviceChoice, device};
+//! use tch::{Kind, Tensor};
+//!
+//! let device = device::resolve(DeviceChoice::Cpu)?;
+//! let weight = Tensor::f_ones([2, 3], (Kind::Float, device))?;
+//! let file = std::env::temp_dir().join(format!("fewstep-doc-{}.safetensors", std::process::id()));
+//! Checkpoint::new().with("weight", &weight).save(&file)?;
+//! assert_eq!(Checkpoint::load(&file)?.tensor("weight")?.size(), [2, 3]);
+//! # std::fs::remove_file(&file).ok();
+//! # Ok::<(), fewstep_torch::Error>(())
+//! ```
+
+pub mod checkpoint;
+pub mod device;
+mod error;
+mod library;
+pub mod ops;
+pub mod optim;
+pub mod seed;
+
+pub use checkpoint::Checkpoint;
+pub use device::DeviceChoice;
+pub use error::{Error, Result};
+pub use optim::{LearningRate, Optimiser, OptimiserConfig, ParameterGroup};

@@ -1,0 +1,98 @@
+//! Operators of the C++ shim. tch alone can't define an autograd function; these are differentiable like any other.
+
+use std::ffi::{CStr, c_char};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::error::first_line;
+use crate::{Error, Result};
+
+unsafe extern "C" {
+    fn fewstep_neuron(
+        x: *const C_tensor,
+        threshold: *const C_tensor,
+        leak: *const C_tensor,
+        initial: *const C_tensor,
+        timesteps: i64,
+        reset: i64,
+        surrogate: i64,
+        a: f64,
+        b: f64,
+        want_membrane: bool,
+        allow_fused: bool,
+        spikes: *mut *mut C_tensor,
+        membrane: *mut *mut C_tensor,
+    ) -> *mut c_char;
+}
+
+/// Turns the shim's message, if there is one, into an error and frees it.
+pub(crate) fn check(message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the shim returns null or a C string from strdup that it gives to the caller.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        libc::free(message.cast());
+        text
+    };
+    Err(Error::Torch(first_line(&text)))
+}
+
+/// The numbers that [`neuron`] needs besides tensors. `fewstep-spiking` gives them names and checks their ranges.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NeuronCall {
+    /// T, at least 1.
+    pub timesteps: i64,
+    /// 0 soft, 1 hard, 2 none.
+    pub reset: i64,
+    /// 0 triangular, 1 rectangular, 2 sigmoid, 3 fast sigmoid, 4 arctangent.
+    pub surrogate: i64,
+    /// The surrogate's height or slope.
+    pub a: f64,
+    /// The surrogate's half width, where it has one.
+    pub b: f64,
+    /// Also return the membrane potential after the reset.
+    pub membrane: bool,
+    /// Use the one-sweep CPU kernel where it applies. `false` forces the operators that CUDA uses; tests compare the two.
+    pub fused: bool,
+}
+
+/// A spiking neuron over all timesteps (equations in `cpp/neuron.cpp`; IIR-SNN, arXiv 2110.05929).
+///
+/// `initial` is the membrane potential `[N, C, …]` that an earlier call left (zero where `None`); no gradient flows into it.
+/// `current` is `[T, N, C, …]`, or `[1, N, C, …]` for one current that enters at every timestep; `threshold` and `leak` hold one
+/// value or C. Returns spikes `[T, N, C, …]` of 0 and 1 and, if asked for, the membrane potential of the same shape (without
+/// gradient).
+///
+/// # Errors
+/// Shapes that do not fit, or any other exception of libtorch.
+pub fn neuron(
+    current: &Tensor,
+    threshold: &Tensor,
+    leak: &Tensor,
+    initial: Option<&Tensor>,
+    call: NeuronCall,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let (mut spikes, mut membrane) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the tensors outlive the call; on success the shim hands over one or two owned tensors.
+    unsafe {
+        check(fewstep_neuron(
+            current.as_ptr(),
+            threshold.as_ptr(),
+            leak.as_ptr(),
+            initial.map_or(std::ptr::null(), Tensor::as_ptr),
+            call.timesteps,
+            call.reset,
+            call.surrogate,
+            call.a,
+            call.b,
+            call.membrane,
+            call.fused,
+            &raw mut spikes,
+            &raw mut membrane,
+        ))?;
+        Ok((Tensor::from_ptr(spikes), (!membrane.is_null()).then(|| Tensor::from_ptr(membrane))))
+    }
+}

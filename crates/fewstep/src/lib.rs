@@ -1,0 +1,1 @@
+//! The runner: reads a config, runs it, writes runs/<name>/.
