@@ -43,7 +43,7 @@ enum Task {
     /// Say what is installed, what is missing, and how to mend it
     #[command(after_help = "Example: cargo xtask doctor")]
     Doctor,
-    /// Run an experiment; its results go to runs/<name>/
+    /// Run an experiment; its results go to runs/NAME
     #[command(
         override_usage = "cargo xtask run <CONFIG> [--set <KEY=VALUE>]... [--resume] [OPTION]...",
         after_help = "The options are those of `fewstep run`; `cargo xtask run -- --help` lists them.\n\n\
@@ -95,7 +95,7 @@ enum Task {
     /// Run every check that CI runs: format, licences, clippy, documentation, tests
     #[command(after_help = "Example: cargo xtask ci")]
     Ci,
-    /// Measure ourselves against Python peers; writes target/bench/<NAME>.json
+    /// Measure ourselves against Python peers; writes target/bench/NAME.json
     #[command(after_help = "Example: cargo xtask bench spiking --threads 2")]
     Bench(commands::bench::Options),
     /// Whatever fewstep knows

@@ -30,55 +30,100 @@ pub struct Augment {
 impl Augment {
     /// The published augmentation for CIFAR: 4 pixels of padding and a flip.
     pub fn cifar() -> Self {
-        Self { crop_padding: 4, horizontal_flip: true, ..Self::default() }
+        Self {
+            crop_padding: 4,
+            horizontal_flip: true,
+            ..Self::default()
+        }
     }
 
     /// The shape of augmented images of a data set with this shape.
     pub fn output_shape(&self, shape: ImageShape) -> ImageShape {
         match self.random_resized_crop {
-            Some(side) => ImageShape { height: side, width: side, ..shape },
+            Some(side) => ImageShape {
+                height: side,
+                width: side,
+                ..shape
+            },
             None => shape,
         }
     }
 
     /// Fails where options exclude each other or the shape.
     pub(crate) fn check(&self, shape: ImageShape) -> Result<()> {
-        let wrong = |option, what: &str| Err(Error::Option { option, what: what.into() });
+        let wrong = |option, what: &str| {
+            Err(Error::Option {
+                option,
+                what: what.into(),
+            })
+        };
         if self.random_resized_crop == Some(0) {
             return wrong("random_resized_crop", "is 0, expected at least 1 pixel");
         }
         if self.random_resized_crop.is_some() && self.crop_padding > 0 {
-            return wrong("random_resized_crop", "excludes crop_padding, expected one of the two");
+            return wrong(
+                "random_resized_crop",
+                "excludes crop_padding, expected one of the two",
+            );
         }
         let shape = self.output_shape(shape);
         if self.cutout > shape.height.min(shape.width) {
             let what = format!("is {}, larger than images of {shape}", self.cutout);
-            return Err(Error::Option { option: "cutout", what });
+            return Err(Error::Option {
+                option: "cutout",
+                what,
+            });
         }
         Ok(())
     }
 
     /// Writes one image, augmented and normalised, as C·H·W floats.
-    pub(crate) fn write(&self, image: ArrayView3<'_, u8>, random: &mut ChaCha8Rng, table: &Table, out: &mut [f32]) {
+    pub(crate) fn write(
+        &self,
+        image: ArrayView3<'_, u8>,
+        random: &mut ChaCha8Rng,
+        table: &Table,
+        out: &mut [f32],
+    ) {
         match self.random_resized_crop {
-            Some(side) => self.write_moved(resized_crop(image, side, random).view(), random, table, out),
+            Some(side) => {
+                self.write_moved(resized_crop(image, side, random).view(), random, table, out)
+            }
             None => self.write_moved(image, random, table, out),
         }
     }
 
-    fn write_moved(&self, image: ArrayView3<'_, u8>, random: &mut ChaCha8Rng, table: &Table, out: &mut [f32]) {
+    fn write_moved(
+        &self,
+        image: ArrayView3<'_, u8>,
+        random: &mut ChaCha8Rng,
+        table: &Table,
+        out: &mut [f32],
+    ) {
         let (_, height, width) = image.dim();
         let padding = self.crop_padding;
-        let mut offset = || if padding > 0 { random.random_range(0..=2 * padding) } else { padding };
+        let mut offset = || {
+            if padding > 0 {
+                random.random_range(0..=2 * padding)
+            } else {
+                padding
+            }
+        };
         // The window's corner in padded coordinates; `padding` itself is the unmoved image.
         let (top, left) = (offset(), offset());
         let mirrored = self.horizontal_flip && random.random::<bool>();
         // Columns of the window that the image covers, and where they begin in the image.
         let (x0, source_x) = (padding.saturating_sub(left), left.saturating_sub(padding));
         let covered = (width - source_x.min(width)).min(width - x0.min(width));
-        for ((plane, values), out) in image.outer_iter().zip(&table.0).zip(out.chunks_exact_mut(height * width)) {
+        for ((plane, values), out) in image
+            .outer_iter()
+            .zip(&table.0)
+            .zip(out.chunks_exact_mut(height * width))
+        {
             for (y, row) in out.chunks_exact_mut(width).enumerate() {
-                let source = (y + top).checked_sub(padding).filter(|&source| source < height);
+                let source = (y + top)
+                    .checked_sub(padding)
+                    .filter(|&source| source < height);
                 let Some(source) = source.filter(|_| covered > 0) else {
                     row.fill(values[0]);
                     continue;
@@ -89,9 +134,12 @@ impl Augment {
                 let row_part = &mut row[x0..x0 + covered];
                 match pixels.as_slice() {
                     Some(pixels) => fill(row_part, &pixels[source_x..], values),
-                    None => row_part.iter_mut().zip(pixels.iter().skip(source_x)).for_each(|(slot, &pixel)| {
-                        *slot = values[usize::from(pixel)];
-                    }),
+                    None => row_part
+                        .iter_mut()
+                        .zip(pixels.iter().skip(source_x))
+                        .for_each(|(slot, &pixel)| {
+                            *slot = values[usize::from(pixel)];
+                        }),
                 }
                 if mirrored {
                     row.reverse();
@@ -116,8 +164,17 @@ pub(crate) struct Table(Vec<[f32; 256]>);
 
 impl Table {
     pub(crate) fn new(statistics: &Statistics) -> Self {
-        let row = |(&mean, &std): (&f32, &f32)| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / std);
-        Self(statistics.mean.iter().zip(&statistics.std).map(row).collect())
+        let row = |(&mean, &std): (&f32, &f32)| {
+            std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / std)
+        };
+        Self(
+            statistics
+                .mean
+                .iter()
+                .zip(&statistics.std)
+                .map(row)
+                .collect(),
+        )
     }
 }
 
@@ -145,7 +202,10 @@ fn resized_crop(image: ArrayView3<'_, u8>, side: usize, random: &mut ChaCha8Rng)
             Luma([plane[[top + y as usize, left + x as usize]]])
         });
         let resized = imageops::resize(&crop, side as u32, side as u32, FilterType::Triangle);
-        target.iter_mut().zip(resized.as_raw()).for_each(|(slot, &value)| *slot = value);
+        target
+            .iter_mut()
+            .zip(resized.as_raw())
+            .for_each(|(slot, &value)| *slot = value);
     }
     out
 }
@@ -155,7 +215,9 @@ fn window(height: usize, width: usize, random: &mut ChaCha8Rng) -> (usize, usize
     let area = (height * width) as f64;
     for _ in 0..10 {
         let target = area * random.random_range(0.08..=1.0);
-        let ratio = random.random_range((0.75f64).ln()..=(4.0f64 / 3.0).ln()).exp();
+        let ratio = random
+            .random_range((0.75f64).ln()..=(4.0f64 / 3.0).ln())
+            .exp();
         let columns = (target * ratio).sqrt().round() as usize;
         let rows = (target / ratio).sqrt().round() as usize;
         if (1..=width).contains(&columns) && (1..=height).contains(&rows) {
@@ -175,16 +237,32 @@ mod tests {
     use crate::random::{Stream, stream};
 
     fn numbered(height: usize, width: usize) -> Array3<u8> {
-        Array3::from_shape_fn((2, height, width), |(c, y, x)| (1 + c * 100 + y * width + x) as u8)
+        Array3::from_shape_fn((2, height, width), |(c, y, x)| {
+            (1 + c * 100 + y * width + x) as u8
+        })
     }
 
     fn run(augment: Augment, image: &Array3<u8>, index: u64) -> Array3<f32> {
         let (channels, height, width) = image.dim();
-        let shape = augment.output_shape(ImageShape { channels, height, width });
+        let shape = augment.output_shape(ImageShape {
+            channels,
+            height,
+            width,
+        });
         let mut out = vec![f32::NAN; shape.numel()];
-        let table = Table::new(&Statistics { mean: vec![0.0; 2], std: vec![1.0 / 255.0; 2] });
-        augment.write(image.view(), &mut stream(0, 0, index, Stream::Augment), &table, &mut out);
-        Array3::from_shape_vec((channels, shape.height, shape.width), out).unwrap().mapv(f32::round)
+        let table = Table::new(&Statistics {
+            mean: vec![0.0; 2],
+            std: vec![1.0 / 255.0; 2],
+        });
+        augment.write(
+            image.view(),
+            &mut stream(0, 0, index, Stream::Augment),
+            &table,
+            &mut out,
+        );
+        Array3::from_shape_vec((channels, shape.height, shape.width), out)
+            .unwrap()
+            .mapv(f32::round)
     }
 
     #[test]
@@ -197,12 +275,23 @@ mod tests {
     fn every_crop_is_a_window_of_the_padded_image_and_all_windows_occur() {
         let (image, padding) = (numbered(4, 5), 2);
         let mut padded = Array3::zeros((2, 8, 9));
-        padded.slice_mut(ndarray::s![.., 2..6, 2..7]).assign(&image.mapv(f32::from));
+        padded
+            .slice_mut(ndarray::s![.., 2..6, 2..7])
+            .assign(&image.mapv(f32::from));
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..600 {
-            let found = run(Augment { crop_padding: padding, ..Augment::default() }, &image, index);
+            let found = run(
+                Augment {
+                    crop_padding: padding,
+                    ..Augment::default()
+                },
+                &image,
+                index,
+            );
             let place = (0..5).flat_map(|y| (0..5).map(move |x| (y, x)));
-            let at = place.into_iter().find(|&(y, x)| found == padded.slice(ndarray::s![.., y..y + 4, x..x + 5]));
+            let at = place
+                .into_iter()
+                .find(|&(y, x)| found == padded.slice(ndarray::s![.., y..y + 4, x..x + 5]));
             seen.insert(at.unwrap());
         }
         assert_eq!(seen.len(), 25);
@@ -212,7 +301,15 @@ mod tests {
     fn padding_wider_than_the_image_is_black_there() {
         let image = numbered(2, 2);
         for index in 0..200 {
-            let found = run(Augment { crop_padding: 5, horizontal_flip: true, ..Augment::default() }, &image, index);
+            let found = run(
+                Augment {
+                    crop_padding: 5,
+                    horizontal_flip: true,
+                    ..Augment::default()
+                },
+                &image,
+                index,
+            );
             assert!(found.iter().all(|value| (0.0..=104.0).contains(value)));
         }
     }
@@ -221,7 +318,10 @@ mod tests {
     fn flips_mirror_whole_rows_about_half_of_the_time() {
         let image = numbered(3, 4);
         let mirrored = image.slice(ndarray::s![.., .., ..;-1]).mapv(f32::from);
-        let augment = Augment { horizontal_flip: true, ..Augment::default() };
+        let augment = Augment {
+            horizontal_flip: true,
+            ..Augment::default()
+        };
         let flips = (0..1000).filter(|&index| {
             let found = run(augment, &image, index);
             assert!(found == mirrored || found == image.mapv(f32::from));
@@ -235,10 +335,22 @@ mod tests {
         let image = numbered(6, 6);
         let mut largest = 0;
         for index in 0..100 {
-            let found = run(Augment { cutout: 4, ..Augment::default() }, &image, index);
-            let holes: Vec<usize> =
-                found.outer_iter().map(|plane| plane.iter().filter(|&&value| value == 0.0).count()).collect();
-            assert!(holes[0] == holes[1] && (4..=16).contains(&holes[0]), "{holes:?}");
+            let found = run(
+                Augment {
+                    cutout: 4,
+                    ..Augment::default()
+                },
+                &image,
+                index,
+            );
+            let holes: Vec<usize> = found
+                .outer_iter()
+                .map(|plane| plane.iter().filter(|&&value| value == 0.0).count())
+                .collect();
+            assert!(
+                holes[0] == holes[1] && (4..=16).contains(&holes[0]),
+                "{holes:?}"
+            );
             largest = largest.max(holes[0]);
         }
         assert_eq!(largest, 16);
@@ -247,7 +359,10 @@ mod tests {
     #[test]
     fn a_random_resized_crop_has_the_side_asked_for_and_stays_in_range() {
         let image = numbered(7, 9);
-        let augment = Augment { random_resized_crop: Some(5), ..Augment::default() };
+        let augment = Augment {
+            random_resized_crop: Some(5),
+            ..Augment::default()
+        };
         for index in 0..50 {
             let found = run(augment, &image, index);
             assert_eq!(found.dim(), (2, 5, 5));
@@ -260,16 +375,40 @@ mod tests {
     #[test]
     fn options_that_exclude_each_other_are_named() {
         let shape = ImageShape::new(3, 8, 8);
-        let both = Augment { random_resized_crop: Some(8), crop_padding: 1, ..Augment::default() };
-        assert!(both.check(shape).unwrap_err().to_string().contains("excludes crop_padding"));
-        assert!(Augment { cutout: 9, ..Augment::default() }.check(shape).is_err());
-        assert!(Augment { random_resized_crop: Some(0), ..Augment::default() }.check(shape).is_err());
+        let both = Augment {
+            random_resized_crop: Some(8),
+            crop_padding: 1,
+            ..Augment::default()
+        };
+        assert!(
+            both.check(shape)
+                .unwrap_err()
+                .to_string()
+                .contains("excludes crop_padding")
+        );
+        assert!(
+            Augment {
+                cutout: 9,
+                ..Augment::default()
+            }
+            .check(shape)
+            .is_err()
+        );
+        assert!(
+            Augment {
+                random_resized_crop: Some(0),
+                ..Augment::default()
+            }
+            .check(shape)
+            .is_err()
+        );
     }
 
     #[test]
     fn an_unknown_key_is_refused() {
         assert!(serde_json::from_str::<Augment>(r#"{"flip": true}"#).is_err());
-        let partial: Augment = serde_json::from_str(r#"{"crop_padding": 4, "horizontal_flip": true}"#).unwrap();
+        let partial: Augment =
+            serde_json::from_str(r#"{"crop_padding": 4, "horizontal_flip": true}"#).unwrap();
         assert_eq!(partial, Augment::cifar());
     }
 }

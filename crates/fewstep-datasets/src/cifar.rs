@@ -76,24 +76,48 @@ pub(crate) struct CifarFiles {
 ///
 /// Only the given variants count.
 pub(crate) fn find(folder: &Path, variants: &[Variant]) -> Option<CifarFiles> {
-    let inner = variants.iter().flat_map(|variant| variant.folders()).map(|name| folder.join(name));
-    inner.chain([folder.to_owned()]).find_map(|folder| find_here(&folder, variants))
+    let inner = variants
+        .iter()
+        .flat_map(|variant| variant.folders())
+        .map(|name| folder.join(name));
+    inner
+        .chain([folder.to_owned()])
+        .find_map(|folder| find_here(&folder, variants))
 }
 
 fn find_here(folder: &Path, variants: &[Variant]) -> Option<CifarFiles> {
     let has = |name: &str| folder.join(name).is_file();
-    let paths = |names: &[&str]| names.iter().map(|name| folder.join(name)).collect::<Vec<_>>();
-    let batches = |end: &str| (1..=5).map(|batch| folder.join(format!("data_batch_{batch}{end}"))).collect::<Vec<_>>();
+    let paths = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| folder.join(name))
+            .collect::<Vec<_>>()
+    };
+    let batches = |end: &str| {
+        (1..=5)
+            .map(|batch| folder.join(format!("data_batch_{batch}{end}")))
+            .collect::<Vec<_>>()
+    };
     for (end, pickle) in [(".bin", false), ("", true)] {
         let (train, test) = (batches(end), folder.join(format!("test_batch{end}")));
         let any = test.is_file() || train.iter().any(|path| path.is_file());
         if variants.contains(&Variant::Ten) && any {
-            return Some(CifarFiles { variant: Variant::Ten, pickle, train, test: vec![test] });
+            return Some(CifarFiles {
+                variant: Variant::Ten,
+                pickle,
+                train,
+                test: vec![test],
+            });
         }
         let (train, test) = (format!("train{end}"), format!("test{end}"));
         if variants.contains(&Variant::Hundred) && has(&train) && has(&test) {
             let (train, test) = (paths(&[&train]), paths(&[&test]));
-            return Some(CifarFiles { variant: Variant::Hundred, pickle, train, test });
+            return Some(CifarFiles {
+                variant: Variant::Hundred,
+                pickle,
+                train,
+                test,
+            });
         }
     }
     None
@@ -103,7 +127,12 @@ fn find_here(folder: &Path, variants: &[Variant]) -> Option<CifarFiles> {
 pub(crate) fn find_subset(folder: &Path) -> Result<Option<CifarFiles>> {
     let (train, test) = (starting(folder, "train_")?, starting(folder, "test_")?);
     let found = !train.is_empty() && !test.is_empty();
-    Ok(found.then_some(CifarFiles { variant: Variant::Ten, pickle: false, train, test }))
+    Ok(found.then_some(CifarFiles {
+        variant: Variant::Ten,
+        pickle: false,
+        train,
+        test,
+    }))
 }
 
 /// The `.bin` files whose name starts with `start`, by name.
@@ -111,7 +140,10 @@ fn starting(folder: &Path, start: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         if name.starts_with(start) && name.ends_with(".bin") && path.is_file() {
             found.push(path);
         }
@@ -123,9 +155,20 @@ fn starting(folder: &Path, start: &str) -> Result<Vec<PathBuf>> {
 /// Reads both splits.
 pub(crate) fn read(files: &CifarFiles) -> Result<Splits> {
     let train = read_split(files, &files.train)?;
-    let folder = files.train.first().and_then(|path| path.parent()).unwrap_or(Path::new("."));
-    check_classes(folder, crate::Dataset::labels(&train), &files.variant.class_names())?;
-    Ok(Splits { train: Arc::new(train), test: Arc::new(read_split(files, &files.test)?) })
+    let folder = files
+        .train
+        .first()
+        .and_then(|path| path.parent())
+        .unwrap_or(Path::new("."));
+    check_classes(
+        folder,
+        crate::Dataset::labels(&train),
+        &files.variant.class_names(),
+    )?;
+    Ok(Splits {
+        train: Arc::new(train),
+        test: Arc::new(read_split(files, &files.test)?),
+    })
 }
 
 fn read_split(files: &CifarFiles, paths: &[PathBuf]) -> Result<MemoryDataset> {
@@ -142,8 +185,12 @@ fn read_split(files: &CifarFiles, paths: &[PathBuf]) -> Result<MemoryDataset> {
         pixels.extend_from_slice(&some_pixels);
         labels.extend_from_slice(&some_labels);
     }
-    let images = Array4::from_shape_vec((labels.len(), 3, 32, 32), pixels)
-        .map_err(|error| Error::format(paths.first().cloned().unwrap_or_default(), error.to_string()))?;
+    let images = Array4::from_shape_vec((labels.len(), 3, 32, 32), pixels).map_err(|error| {
+        Error::format(
+            paths.first().cloned().unwrap_or_default(),
+            error.to_string(),
+        )
+    })?;
     MemoryDataset::new(files.variant.name(), images, labels, class_names)
 }
 
@@ -153,7 +200,12 @@ fn parse(path: &Path, bytes: &[u8], variant: Variant) -> Result<(Vec<u8>, Vec<u3
     if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
         let index = bytes.len() / record;
         let (expected, found) = (((index + 1) * record) as u64, bytes.len() as u64);
-        return Err(Error::Truncated { path: path.into(), what: format!("record {index}"), expected, found });
+        return Err(Error::Truncated {
+            path: path.into(),
+            what: format!("record {index}"),
+            expected,
+            found,
+        });
     }
     let mut pixels = Vec::with_capacity(bytes.len());
     let mut labels = Vec::with_capacity(bytes.len() / record);

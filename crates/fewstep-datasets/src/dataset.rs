@@ -27,7 +27,11 @@ pub struct ImageShape {
 impl ImageShape {
     /// A shape from its three numbers.
     pub const fn new(channels: usize, height: usize, width: usize) -> Self {
-        Self { channels, height, width }
+        Self {
+            channels,
+            height,
+            width,
+        }
     }
 
     /// Bytes of one image.
@@ -100,7 +104,12 @@ pub struct Splits {
 impl fmt::Debug for Splits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, shape) = (self.train.name(), self.train.shape());
-        write!(f, "Splits({name}, {shape}, {} train, {} test)", self.train.len(), self.test.len())
+        write!(
+            f,
+            "Splits({name}, {shape}, {} train, {} test)",
+            self.train.len(),
+            self.test.len()
+        )
     }
 }
 
@@ -130,7 +139,12 @@ impl MemoryDataset {
             return Err(Error::format(&name, what));
         }
         check_labels(Path::new(&name), &labels, class_names.len())?;
-        Ok(Self { name, images: images.as_standard_layout().into_owned(), labels, class_names })
+        Ok(Self {
+            name,
+            images: images.as_standard_layout().into_owned(),
+            labels,
+            class_names,
+        })
     }
 
     /// All images at once, (N, C, H, W).
@@ -144,7 +158,12 @@ pub(crate) fn check_labels(path: &Path, labels: &[u32], classes: usize) -> Resul
     match labels.iter().position(|&label| label as usize >= classes) {
         Some(index) => {
             let label = i64::from(labels[index]);
-            Err(Error::Label { path: path.into(), index, label, classes })
+            Err(Error::Label {
+                path: path.into(),
+                index,
+                label,
+                classes,
+            })
         }
         None => Ok(()),
     }
@@ -155,7 +174,10 @@ pub(crate) fn check_classes(path: &Path, labels: &[u32], class_names: &[String])
     let seen: HashSet<u32> = labels.iter().copied().collect();
     for (class, name) in (0u32..).zip(class_names) {
         if !seen.contains(&class) {
-            return Err(Error::EmptyClass { path: path.into(), class: name.clone() });
+            return Err(Error::EmptyClass {
+                path: path.into(),
+                class: name.clone(),
+            });
         }
     }
     Ok(())
@@ -168,7 +190,11 @@ impl Dataset for MemoryDataset {
 
     fn shape(&self) -> ImageShape {
         let (_, channels, height, width) = self.images.dim();
-        ImageShape { channels, height, width }
+        ImageShape {
+            channels,
+            height,
+            width,
+        }
     }
 
     fn class_names(&self) -> &[String] {
@@ -181,7 +207,11 @@ impl Dataset for MemoryDataset {
 
     fn image(&self, index: usize) -> Result<CowArray<'_, u8, Ix3>> {
         if index >= self.labels.len() {
-            return Err(Error::Index { name: self.name.clone(), index, len: self.labels.len() });
+            return Err(Error::Index {
+                name: self.name.clone(),
+                index,
+                len: self.labels.len(),
+            });
         }
         Ok(self.images.index_axis(Axis(0), index).into())
     }
@@ -203,10 +233,18 @@ impl Subset {
     pub fn new(parent: Arc<dyn Dataset>, indices: Vec<usize>) -> Result<Self> {
         let all = parent.labels();
         if let Some(&index) = indices.iter().find(|&&index| index >= all.len()) {
-            return Err(Error::Index { name: parent.name().into(), index, len: all.len() });
+            return Err(Error::Index {
+                name: parent.name().into(),
+                index,
+                len: all.len(),
+            });
         }
         let labels = indices.iter().map(|&index| all[index]).collect();
-        Ok(Self { parent, indices, labels })
+        Ok(Self {
+            parent,
+            indices,
+            labels,
+        })
     }
 
     /// The places in the parent, one an image.
@@ -216,7 +254,14 @@ impl Subset {
 
     fn place(&self, index: usize) -> Result<usize> {
         let name = || self.parent.name().into();
-        self.indices.get(index).copied().ok_or_else(|| Error::Index { name: name(), index, len: self.indices.len() })
+        self.indices
+            .get(index)
+            .copied()
+            .ok_or_else(|| Error::Index {
+                name: name(),
+                index,
+                len: self.indices.len(),
+            })
     }
 }
 
@@ -267,12 +312,21 @@ impl Synthetic {
     /// No class, no image, or a shape with a zero in it.
     pub fn new(shape: ImageShape, classes: usize, len: usize, seed: u64) -> Result<Self> {
         if classes == 0 || len == 0 || shape.numel() == 0 {
-            let what = format!("{len} images of {shape} in {classes} classes: none of these may be 0");
-            return Err(Error::Option { option: "synthetic", what });
+            let what =
+                format!("{len} images of {shape} in {classes} classes: none of these may be 0");
+            return Err(Error::Option {
+                option: "synthetic",
+                what,
+            });
         }
         let labels = (0..len).map(|index| (index % classes) as u32).collect();
         let class_names = (0..classes).map(|class| class.to_string()).collect();
-        Ok(Self { shape, seed, labels, class_names })
+        Ok(Self {
+            shape,
+            seed,
+            labels,
+            class_names,
+        })
     }
 }
 
@@ -295,9 +349,17 @@ impl Dataset for Synthetic {
 
     fn image(&self, index: usize) -> Result<CowArray<'_, u8, Ix3>> {
         if index >= self.labels.len() {
-            return Err(Error::Index { name: self.name().into(), index, len: self.labels.len() });
+            return Err(Error::Index {
+                name: self.name().into(),
+                index,
+                len: self.labels.len(),
+            });
         }
-        let ImageShape { channels, height, width } = self.shape;
+        let ImageShape {
+            channels,
+            height,
+            width,
+        } = self.shape;
         let mut image = Array3::zeros((channels, height, width));
         if let Some(pixels) = image.as_slice_mut() {
             stream(self.seed, 0, index as u64, Stream::Pixels).fill_bytes(pixels);
@@ -318,14 +380,26 @@ mod tests {
     #[test]
     fn an_index_past_the_end_is_an_error_that_names_the_set() {
         let error = two_images().image(2).unwrap_err();
-        assert_eq!(error.to_string(), "data set two: image 2 asked for, but it has 2");
+        assert_eq!(
+            error.to_string(),
+            "data set two: image 2 asked for, but it has 2"
+        );
         assert!(Subset::new(Arc::new(two_images()), vec![0, 5]).is_err());
     }
 
     #[test]
     fn a_label_that_is_no_class_is_an_error_that_names_the_image() {
-        let error = MemoryDataset::new("two", Array4::zeros((2, 1, 2, 2)), vec![0, 7], vec!["a".into()]).unwrap_err();
-        assert_eq!(error.to_string(), "two: image 1 has label 7, expected 0 to 0");
+        let error = MemoryDataset::new(
+            "two",
+            Array4::zeros((2, 1, 2, 2)),
+            vec![0, 7],
+            vec!["a".into()],
+        )
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "two: image 1 has label 7, expected 0 to 0"
+        );
     }
 
     #[test]
@@ -341,9 +415,15 @@ mod tests {
     fn synthetic_images_depend_on_seed_and_index_only() {
         let shape = ImageShape::new(3, 4, 5);
         let set = Synthetic::new(shape, 3, 7, 1).unwrap();
-        assert_eq!(set.image(4).unwrap(), Synthetic::new(shape, 3, 9, 1).unwrap().image(4).unwrap());
+        assert_eq!(
+            set.image(4).unwrap(),
+            Synthetic::new(shape, 3, 9, 1).unwrap().image(4).unwrap()
+        );
         assert_ne!(set.image(4).unwrap(), set.image(5).unwrap());
-        assert_ne!(set.image(4).unwrap(), Synthetic::new(shape, 3, 7, 2).unwrap().image(4).unwrap());
+        assert_ne!(
+            set.image(4).unwrap(),
+            Synthetic::new(shape, 3, 7, 2).unwrap().image(4).unwrap()
+        );
         assert_eq!(set.labels(), [0, 1, 2, 0, 1, 2, 0]);
         assert!(Synthetic::new(shape, 0, 7, 1).is_err());
     }

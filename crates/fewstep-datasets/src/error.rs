@@ -130,7 +130,9 @@ pub enum Error {
         what: String,
     },
     /// A download whose content is not the published one. The file has been removed.
-    #[error("{url}: {algorithm} is {found}, expected {expected}; the download was discarded, try again")]
+    #[error(
+        "{url}: {algorithm} is {found}, expected {expected}; the download was discarded, try again"
+    )]
     Checksum {
         /// The address.
         url: String,
@@ -160,10 +162,17 @@ impl Error {
     }
 
     pub(crate) fn format(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
-        Self::Format { path: path.into(), what: what.into() }
+        Self::Format {
+            path: path.into(),
+            what: what.into(),
+        }
     }
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }

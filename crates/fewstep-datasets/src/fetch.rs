@@ -79,10 +79,22 @@ const SOURCES: [Source; 4] = [
         name: "mnist",
         base: "https://ossci-datasets.s3.amazonaws.com/mnist",
         files: &[
-            ("train-images-idx3-ubyte.gz", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-            ("train-labels-idx1-ubyte.gz", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-            ("t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-            ("t10k-labels-idx1-ubyte.gz", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+            (
+                "train-images-idx3-ubyte.gz",
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            ),
+            (
+                "train-labels-idx1-ubyte.gz",
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            ),
+            (
+                "t10k-images-idx3-ubyte.gz",
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            ),
+            (
+                "t10k-labels-idx1-ubyte.gz",
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            ),
         ],
         unpacks_to: None,
     },
@@ -90,10 +102,22 @@ const SOURCES: [Source; 4] = [
         name: "fashion-mnist",
         base: "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
         files: &[
-            ("train-images-idx3-ubyte.gz", "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
-            ("train-labels-idx1-ubyte.gz", "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
-            ("t10k-images-idx3-ubyte.gz", "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
-            ("t10k-labels-idx1-ubyte.gz", "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+            (
+                "train-images-idx3-ubyte.gz",
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            ),
+            (
+                "train-labels-idx1-ubyte.gz",
+                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            ),
+            (
+                "t10k-images-idx3-ubyte.gz",
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            ),
+            (
+                "t10k-labels-idx1-ubyte.gz",
+                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            ),
         ],
         unpacks_to: None,
     },
@@ -117,11 +141,16 @@ pub fn fetch(
     progress: &mut dyn FnMut(FetchProgress),
     base_url: Option<&str>,
 ) -> Result<PathBuf> {
-    let source = SOURCES.iter().find(|source| source.name == name).ok_or_else(|| Error::UnknownName {
-        name: name.into(),
-        nearest: fetchable().find(|known| strsim::jaro(known, name) > 0.8).map(Into::into),
-        known: fetchable().collect::<Vec<_>>().join(", "),
-    })?;
+    let source = SOURCES
+        .iter()
+        .find(|source| source.name == name)
+        .ok_or_else(|| Error::UnknownName {
+            name: name.into(),
+            nearest: fetchable()
+                .find(|known| strsim::jaro(known, name) > 0.8)
+                .map(Into::into),
+            known: fetchable().collect::<Vec<_>>().join(", "),
+        })?;
     fetch_source(source, root, progress, base_url)
 }
 
@@ -140,7 +169,10 @@ fn fetch_source(
     fs::create_dir_all(&complete).map_err(Error::io(&complete))?;
     let lock = File::create(partial.join("lock")).map_err(Error::io(&partial))?;
     if lock.try_lock().is_err() {
-        return Err(Error::format(&partial, "another run is fetching this data set at this moment"));
+        return Err(Error::format(
+            &partial,
+            "another run is fetching this data set at this moment",
+        ));
     }
     let base = base_url.unwrap_or(source.base).trim_end_matches('/');
     let agent = agent(base);
@@ -150,7 +182,13 @@ fn fetch_source(
             continue;
         }
         let part = partial.join(format!("{file}.part"));
-        let mut download = Download { agent: &agent, url: format!("{base}/{file}"), file, part: &part, progress };
+        let mut download = Download {
+            agent: &agent,
+            url: format!("{base}/{file}"),
+            file,
+            part: &part,
+            progress,
+        };
         download.run()?;
         download.check(digest)?;
         if let Some(folder) = source.unpacks_to {
@@ -167,9 +205,18 @@ fn fetch_source(
 
 /// Only what this module renamed into place is whole; anything else by that name is the user's.
 fn check_target(source: &Source, target: PathBuf) -> Result<PathBuf> {
-    let files = source.unpacks_to.map_or_else(|| source.files.iter().map(|(file, _)| *file).collect(), |to| vec![to]);
+    let files = source.unpacks_to.map_or_else(
+        || source.files.iter().map(|(file, _)| *file).collect(),
+        |to| vec![to],
+    );
     match files.iter().find(|file| !target.join(file).exists()) {
-        Some(file) => Err(Error::format(&target, format!("exists but has no {file}; move it away to fetch {}", source.name))),
+        Some(file) => Err(Error::format(
+            &target,
+            format!(
+                "exists but has no {file}; move it away to fetch {}",
+                source.name
+            ),
+        )),
         None => Ok(target),
     }
 }
@@ -199,11 +246,19 @@ struct Download<'a> {
 
 impl Download<'_> {
     fn error(&self, what: impl Into<String>) -> Error {
-        Error::Download { url: self.url.clone(), what: what.into() }
+        Error::Download {
+            url: self.url.clone(),
+            what: what.into(),
+        }
     }
 
     fn report(&mut self, stage: FetchStage, received_bytes: u64, total_bytes: Option<u64>) {
-        (self.progress)(FetchProgress { file: self.file.into(), stage, received_bytes, total_bytes });
+        (self.progress)(FetchProgress {
+            file: self.file.into(),
+            stage,
+            received_bytes,
+            total_bytes,
+        });
     }
 
     /// Bytes that are here.
@@ -221,7 +276,10 @@ impl Download<'_> {
                 Some(_) if self.have() > before => idle = 0,
                 Some(_) if idle + 1 < TRIES => idle += 1,
                 Some(why) => {
-                    let what = format!("broke off after {} bytes ({why}); run the same again to resume", self.have());
+                    let what = format!(
+                        "broke off after {} bytes ({why}); run the same again to resume",
+                        self.have()
+                    );
                     return Err(self.error(what));
                 }
             }
@@ -231,7 +289,10 @@ impl Download<'_> {
     /// One request for what is missing. `None`: the file is whole. `Some`: it broke off, for this reason.
     fn request(&mut self) -> Result<Option<String>> {
         let have = self.have();
-        let mut request = self.agent.get(&self.url).header(ACCEPT_ENCODING, "identity");
+        let mut request = self
+            .agent
+            .get(&self.url)
+            .header(ACCEPT_ENCODING, "identity");
         if have > 0 {
             request = request.header(RANGE, format!("bytes={have}-"));
         }
@@ -244,7 +305,9 @@ impl Download<'_> {
         let start = match response.status().as_u16() {
             200 => 0,
             206 if starts_at(&response) == Some(have) => have,
-            206 => return Err(self.error(format!("the server resumed elsewhere than at byte {have}"))),
+            206 => {
+                return Err(self.error(format!("the server resumed elsewhere than at byte {have}")));
+            }
             // Nothing is missing; if it is too much, the checksum will tell.
             416 if have > 0 => return Ok(None),
             _ => return Err(self.error(format!("the server answered {}", response.status()))),
@@ -253,11 +316,23 @@ impl Download<'_> {
     }
 
     fn receive(&mut self, response: http::Response<Body>, start: u64) -> Result<Option<String>> {
-        let total = response.body().content_length().map(|length| start + length);
-        let file = OpenOptions::new().create(true).truncate(start == 0).write(true).open(self.part);
+        let total = response
+            .body()
+            .content_length()
+            .map(|length| start + length);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(start == 0)
+            .write(true)
+            .open(self.part);
         let mut file = file.map_err(Error::io(self.part))?;
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(start)).map_err(Error::io(self.part))?;
-        let mut reader = response.into_body().into_with_config().limit(u64::MAX).reader();
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(start))
+            .map_err(Error::io(self.part))?;
+        let mut reader = response
+            .into_body()
+            .into_with_config()
+            .limit(u64::MAX)
+            .reader();
         let (mut buffer, mut received) = (vec![0; CHUNK_BYTES], start);
         let broken = loop {
             self.report(FetchStage::Downloading, received, total);
@@ -265,7 +340,8 @@ impl Download<'_> {
                 Ok(0) if total.is_none_or(|total| received >= total) => break None,
                 Ok(0) => break Some("the connection was closed".into()),
                 Ok(count) => {
-                    file.write_all(&buffer[..count]).map_err(Error::io(self.part))?;
+                    file.write_all(&buffer[..count])
+                        .map_err(Error::io(self.part))?;
                     received += count as u64;
                 }
                 Err(error) => break Some(error.to_string()),
@@ -286,11 +362,20 @@ impl Download<'_> {
                 count => hash.update(&buffer[..count]),
             }
         }
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let found: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         if found != expected {
             fs::remove_file(self.part).map_err(Error::io(self.part))?;
             let (url, expected) = (self.url.clone(), expected.into());
-            return Err(Error::Checksum { url, algorithm: "SHA-256", expected, found });
+            return Err(Error::Checksum {
+                url,
+                algorithm: "SHA-256",
+                expected,
+                found,
+            });
         }
         Ok(())
     }
@@ -302,9 +387,14 @@ impl Download<'_> {
         fs::remove_dir_all(complete).map_err(Error::io(complete))?;
         fs::create_dir_all(complete).map_err(Error::io(complete))?;
         let file = BufReader::new(File::open(self.part).map_err(Error::io(self.part))?);
-        tar::Archive::new(GzDecoder::new(file)).unpack(complete).map_err(Error::io(self.part))?;
+        tar::Archive::new(GzDecoder::new(file))
+            .unpack(complete)
+            .map_err(Error::io(self.part))?;
         if !complete.join(folder).is_dir() {
-            return Err(Error::format(self.part, format!("the archive has no folder {folder}")));
+            return Err(Error::format(
+                self.part,
+                format!("the archive has no folder {folder}"),
+            ));
         }
         Ok(())
     }
@@ -313,7 +403,13 @@ impl Download<'_> {
 /// The first byte of a partial answer: `Content-Range: bytes 17-99/100`.
 fn starts_at(response: &http::Response<Body>) -> Option<u64> {
     let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
-    range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+    range
+        .strip_prefix("bytes ")?
+        .split('-')
+        .next()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

@@ -38,14 +38,24 @@ pub struct FolderOptions {
 
 impl Default for FolderOptions {
     fn default() -> Self {
-        Self { resize: None, crop: None, test_fraction: 0.2, split_seed: 0, keep_bytes: KEEP_BYTES }
+        Self {
+            resize: None,
+            crop: None,
+            test_fraction: 0.2,
+            split_seed: 0,
+            keep_bytes: KEEP_BYTES,
+        }
     }
 }
 
 impl FolderOptions {
     /// The published evaluation of ImageNet: shorter side 256, centre 224.
     pub fn imagenet() -> Self {
-        Self { resize: Some(256), crop: Some(224), ..Self::default() }
+        Self {
+            resize: Some(256),
+            crop: Some(224),
+            ..Self::default()
+        }
     }
 }
 
@@ -69,7 +79,9 @@ pub(crate) fn find(folder: &Path) -> Result<Option<FolderLayout>> {
         // A training part alone is divided like a single folder.
         return Ok(Some(FolderLayout::Single { root: train }));
     }
-    Ok(has_classes(folder)?.then(|| FolderLayout::Single { root: folder.into() }))
+    Ok(has_classes(folder)?.then(|| FolderLayout::Single {
+        root: folder.into(),
+    }))
 }
 
 /// Whether a subfolder has an image in it.
@@ -94,16 +106,23 @@ pub(crate) fn read(layout: &FolderLayout, name: &str, options: &FolderOptions) -
                 train.keep()?;
                 test.keep()?;
             }
-            Ok(Splits { train: Arc::new(train), test: Arc::new(test) })
+            Ok(Splits {
+                train: Arc::new(train),
+                test: Arc::new(test),
+            })
         }
         FolderLayout::Single { root } => {
             let mut all = ImageFolder::list(name, root, None, options)?;
             if all.paths.len().saturating_mul(all.shape.numel()) <= options.keep_bytes {
                 all.keep()?;
             }
-            let (train, test) = stratified_split(&all.labels, options.test_fraction, options.split_seed);
+            let (train, test) =
+                stratified_split(&all.labels, options.test_fraction, options.split_seed);
             let all: Arc<dyn Dataset> = Arc::new(all);
-            Ok(Splits { train: Arc::new(Subset::new(all.clone(), train)?), test: Arc::new(Subset::new(all, test)?) })
+            Ok(Splits {
+                train: Arc::new(Subset::new(all.clone(), train)?),
+                test: Arc::new(Subset::new(all, test)?),
+            })
         }
     }
 }
@@ -111,17 +130,27 @@ pub(crate) fn read(layout: &FolderLayout, name: &str, options: &FolderOptions) -
 fn check_options(options: &FolderOptions) -> Result<()> {
     for (option, value) in [("resize", options.resize), ("crop", options.crop)] {
         if value == Some(0) {
-            return Err(Error::Option { option, what: "is 0, expected at least 1 pixel".into() });
+            return Err(Error::Option {
+                option,
+                what: "is 0, expected at least 1 pixel".into(),
+            });
         }
     }
     if !(options.test_fraction > 0.0 && options.test_fraction < 1.0) {
-        let what = format!("is {}, expected more than 0 and less than 1", options.test_fraction);
-        return Err(Error::Option { option: "test_fraction", what });
+        let what = format!(
+            "is {}, expected more than 0 and less than 1",
+            options.test_fraction
+        );
+        return Err(Error::Option {
+            option: "test_fraction",
+            what,
+        });
     }
     match (options.resize, options.crop) {
-        (Some(resize), Some(crop)) if crop > resize => {
-            Err(Error::Option { option: "crop", what: format!("is {crop}, more than `resize` = {resize}") })
-        }
+        (Some(resize), Some(crop)) if crop > resize => Err(Error::Option {
+            option: "crop",
+            what: format!("is {crop}, more than `resize` = {resize}"),
+        }),
         _ => Ok(()),
     }
 }
@@ -150,11 +179,17 @@ impl ImageFolder {
         for folder in folders {
             let class = file_name(&folder);
             let Some(label) = class_names.iter().position(|known| *known == class) else {
-                return Err(Error::format(&folder, "a class that the training part does not have"));
+                return Err(Error::format(
+                    &folder,
+                    "a class that the training part does not have",
+                ));
             };
             let images = images_in(&folder)?;
             if images.is_empty() {
-                return Err(Error::EmptyClass { path: folder, class });
+                return Err(Error::EmptyClass {
+                    path: folder,
+                    class,
+                });
             }
             labels.resize(labels.len() + images.len(), label as u32);
             paths.extend(images);
@@ -166,18 +201,36 @@ impl ImageFolder {
             Some(like) => like.shape,
             None => shape_of(&prepare(first, decode(first)?, options)?),
         };
-        Ok(Self { name: name.into(), shape, class_names, labels, paths, options: *options, kept: None })
+        Ok(Self {
+            name: name.into(),
+            shape,
+            class_names,
+            labels,
+            paths,
+            options: *options,
+            kept: None,
+        })
     }
 
     /// Decodes everything, in parallel.
     fn keep(&mut self) -> Result<()> {
-        let ImageShape { channels, height, width } = self.shape;
+        let ImageShape {
+            channels,
+            height,
+            width,
+        } = self.shape;
         let mut images = vec![0u8; self.paths.len() * self.shape.numel()];
-        images.par_chunks_mut(self.shape.numel()).enumerate().try_for_each(|(index, pixels)| {
-            let image = self.decoded(index)?;
-            pixels.iter_mut().zip(&image).for_each(|(slot, &value)| *slot = value);
-            Ok(())
-        })?;
+        images
+            .par_chunks_mut(self.shape.numel())
+            .enumerate()
+            .try_for_each(|(index, pixels)| {
+                let image = self.decoded(index)?;
+                pixels
+                    .iter_mut()
+                    .zip(&image)
+                    .for_each(|(slot, &value)| *slot = value);
+                Ok(())
+            })?;
         let images = Array4::from_shape_vec((self.paths.len(), channels, height, width), images);
         self.kept = Some(images.map_err(|error| Error::format(&self.name, error.to_string()))?);
         Ok(())
@@ -185,11 +238,23 @@ impl ImageFolder {
 
     fn decoded(&self, index: usize) -> Result<Array3<u8>> {
         let path = &self.paths[index];
-        let image = to_array(path, &prepare(path, decode(path)?, &self.options)?, self.shape.channels)?;
+        let image = to_array(
+            path,
+            &prepare(path, decode(path)?, &self.options)?,
+            self.shape.channels,
+        )?;
         let (channels, height, width) = image.dim();
-        let found = ImageShape { channels, height, width };
+        let found = ImageShape {
+            channels,
+            height,
+            width,
+        };
         if found != self.shape {
-            return Err(Error::Size { path: path.clone(), expected: self.shape, found });
+            return Err(Error::Size {
+                path: path.clone(),
+                expected: self.shape,
+                found,
+            });
         }
         Ok(image)
     }
@@ -198,7 +263,11 @@ impl ImageFolder {
         if index < self.paths.len() {
             return Ok(());
         }
-        Err(Error::Index { name: self.name.clone(), index, len: self.paths.len() })
+        Err(Error::Index {
+            name: self.name.clone(),
+            index,
+            len: self.paths.len(),
+        })
     }
 }
 
@@ -244,14 +313,18 @@ impl Dataset for ImageFolder {
 /// Decodes by content, not by the name's ending: ImageNet has PNG files named `.JPEG`.
 fn decode(path: &Path) -> Result<DynamicImage> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
-    image::load_from_memory(&bytes).map_err(|error| Error::Image { path: path.into(), what: error.to_string() })
+    image::load_from_memory(&bytes).map_err(|error| Error::Image {
+        path: path.into(),
+        what: error.to_string(),
+    })
 }
 
 /// Resize and centre crop, as asked for.
 fn prepare(path: &Path, mut image: DynamicImage, options: &FolderOptions) -> Result<DynamicImage> {
     if let Some(side) = options.resize {
         let (width, height) = (u64::from(image.width()), u64::from(image.height()));
-        let scaled = |longer: u64, shorter: u64| (side as u64 * longer / shorter.max(1)).max(1) as u32;
+        let scaled =
+            |longer: u64, shorter: u64| (side as u64 * longer / shorter.max(1)).max(1) as u32;
         let (width, height) = if width < height {
             (side as u32, scaled(height, width))
         } else {
@@ -262,34 +335,75 @@ fn prepare(path: &Path, mut image: DynamicImage, options: &FolderOptions) -> Res
     if let Some(side) = options.crop {
         let side = side as u32;
         if image.width() < side || image.height() < side {
-            let what = format!("{}×{} is too small to crop {side}×{side} from", image.height(), image.width());
-            return Err(Error::Image { path: path.into(), what });
+            let what = format!(
+                "{}×{} is too small to crop {side}×{side} from",
+                image.height(),
+                image.width()
+            );
+            return Err(Error::Image {
+                path: path.into(),
+                what,
+            });
         }
-        image = image.crop_imm((image.width() - side) / 2, (image.height() - side) / 2, side, side);
+        image = image.crop_imm(
+            (image.width() - side) / 2,
+            (image.height() - side) / 2,
+            side,
+            side,
+        );
     }
     Ok(image)
 }
 
 fn shape_of(image: &DynamicImage) -> ImageShape {
     let channels = if image.color().has_color() { 3 } else { 1 };
-    ImageShape { channels, height: image.height() as usize, width: image.width() as usize }
+    ImageShape {
+        channels,
+        height: image.height() as usize,
+        width: image.width() as usize,
+    }
 }
 
 /// Channel, row, column. Grey becomes three equal channels in a colour set; colour in a grey set is an error.
 fn to_array(path: &Path, image: &DynamicImage, channels: usize) -> Result<Array3<u8>> {
     let (height, width) = (image.height() as usize, image.width() as usize);
     if channels == 1 && image.color().has_color() {
-        let expected = ImageShape { channels: 1, height, width };
-        return Err(Error::Size { path: path.into(), expected, found: ImageShape { channels: 3, ..expected } });
+        let expected = ImageShape {
+            channels: 1,
+            height,
+            width,
+        };
+        return Err(Error::Size {
+            path: path.into(),
+            expected,
+            found: ImageShape {
+                channels: 3,
+                ..expected
+            },
+        });
     }
-    let pixels = if channels == 1 { image.to_luma8().into_raw() } else { image.to_rgb8().into_raw() };
-    let interleaved = Array3::from_shape_vec((height, width, channels), pixels)
-        .map_err(|error| Error::Image { path: path.into(), what: error.to_string() })?;
-    Ok(interleaved.permuted_axes([2, 0, 1]).as_standard_layout().into_owned())
+    let pixels = if channels == 1 {
+        image.to_luma8().into_raw()
+    } else {
+        image.to_rgb8().into_raw()
+    };
+    let interleaved =
+        Array3::from_shape_vec((height, width, channels), pixels).map_err(|error| {
+            Error::Image {
+                path: path.into(),
+                what: error.to_string(),
+            }
+        })?;
+    Ok(interleaved
+        .permuted_axes([2, 0, 1])
+        .as_standard_layout()
+        .into_owned())
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// Folders in a folder by name, hidden ones aside.
@@ -300,8 +414,13 @@ fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Image files in a folder by name.
 fn images_in(folder: &Path) -> Result<Vec<PathBuf>> {
     entries(folder, |path| {
-        let end = path.extension().and_then(|end| end.to_str()).unwrap_or_default();
-        ["jpg", "jpeg", "png"].iter().any(|known| end.eq_ignore_ascii_case(known))
+        let end = path
+            .extension()
+            .and_then(|end| end.to_str())
+            .unwrap_or_default();
+        ["jpg", "jpeg", "png"]
+            .iter()
+            .any(|known| end.eq_ignore_ascii_case(known))
     })
 }
 

@@ -15,7 +15,16 @@ use crate::dataset::{check_classes, check_labels};
 use crate::{Error, MemoryDataset, Result, Splits};
 
 const FASHION: [&str; 10] = [
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 ];
 /// No header may ask for more than this: it is a hundred times the largest set published as IDX.
 const LARGEST_BYTES: u64 = 1 << 36;
@@ -32,9 +41,16 @@ pub(crate) fn find(folder: &Path) -> Result<Option<IdxFiles>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         let plain = name.strip_suffix(".gz").unwrap_or(name);
-        if path.is_file() && ["idx1-ubyte", "idx3-ubyte", ".idx"].iter().any(|end| plain.ends_with(end)) {
+        if path.is_file()
+            && ["idx1-ubyte", "idx3-ubyte", ".idx"]
+                .iter()
+                .any(|end| plain.ends_with(end))
+        {
             files.push((plain.to_owned(), path));
         }
     }
@@ -44,13 +60,23 @@ pub(crate) fn find(folder: &Path) -> Result<Option<IdxFiles>> {
     // Shortest first: where a file is there plain and packed, the plain one is read.
     files.sort_by(|a, b| (&a.0, a.1.as_os_str().len()).cmp(&(&b.0, b.1.as_os_str().len())));
     let one = |splits: &[&str], what: &str| {
-        let of = |name: &str| splits.iter().any(|split| name.contains(&format!("{split}-{what}")));
+        let of = |name: &str| {
+            splits
+                .iter()
+                .any(|split| name.contains(&format!("{split}-{what}")))
+        };
         let mut found = files.iter().filter(|(name, _)| of(name));
-        let (name, path) = found
-            .next()
-            .ok_or_else(|| Error::format(folder, format!("IDX files, but none named {}-{what}-…", splits[0])))?;
+        let (name, path) = found.next().ok_or_else(|| {
+            Error::format(
+                folder,
+                format!("IDX files, but none named {}-{what}-…", splits[0]),
+            )
+        })?;
         match found.find(|(other, _)| other != name) {
-            Some((other, _)) => Err(Error::format(folder, format!("two candidates for one file: {name} and {other}"))),
+            Some((other, _)) => Err(Error::format(
+                folder,
+                format!("two candidates for one file: {name} and {other}"),
+            )),
             None => Ok(path.clone()),
         }
     };
@@ -65,24 +91,52 @@ pub(crate) fn find(folder: &Path) -> Result<Option<IdxFiles>> {
 pub(crate) fn read(files: &IdxFiles, name: &str) -> Result<Splits> {
     let (train_images, mut train_labels) = read_pair(&files.train)?;
     let (test_images, mut test_labels) = read_pair(&files.test)?;
-    if train_images.dim() .2 != test_images.dim().2 || train_images.dim().3 != test_images.dim().3 {
+    if train_images.dim().2 != test_images.dim().2 || train_images.dim().3 != test_images.dim().3 {
         let size = |images: &Array4<u8>| format!("{}×{}", images.dim().2, images.dim().3);
-        let what = format!("images are {}, expected {} as in training", size(&test_images), size(&train_images));
+        let what = format!(
+            "images are {}, expected {} as in training",
+            size(&test_images),
+            size(&train_images)
+        );
         return Err(Error::format(&files.test[0], what));
     }
-    let first = train_labels.iter().chain(&test_labels).copied().min().unwrap_or(0).min(1);
-    train_labels.iter_mut().chain(&mut test_labels).for_each(|label| *label -= first);
-    let classes = train_labels.iter().max().map_or(0, |&label| label as usize + 1);
+    let first = train_labels
+        .iter()
+        .chain(&test_labels)
+        .copied()
+        .min()
+        .unwrap_or(0)
+        .min(1);
+    train_labels
+        .iter_mut()
+        .chain(&mut test_labels)
+        .for_each(|label| *label -= first);
+    let classes = train_labels
+        .iter()
+        .max()
+        .map_or(0, |&label| label as usize + 1);
     let class_names: Vec<String> = if name == "fashion-mnist" && classes <= FASHION.len() {
         FASHION.iter().map(|&name| name.into()).collect()
     } else {
-        (0..classes).map(|class| (class + first as usize).to_string()).collect()
+        (0..classes)
+            .map(|class| (class + first as usize).to_string())
+            .collect()
     };
     check_classes(&files.train[1], &train_labels, &class_names)?;
     check_labels(&files.test[1], &test_labels, class_names.len())?;
     Ok(Splits {
-        train: Arc::new(MemoryDataset::new(name, train_images, train_labels, class_names.clone())?),
-        test: Arc::new(MemoryDataset::new(name, test_images, test_labels, class_names)?),
+        train: Arc::new(MemoryDataset::new(
+            name,
+            train_images,
+            train_labels,
+            class_names.clone(),
+        )?),
+        test: Arc::new(MemoryDataset::new(
+            name,
+            test_images,
+            test_labels,
+            class_names,
+        )?),
     })
 }
 
@@ -90,7 +144,15 @@ fn read_pair([images, labels]: &[PathBuf; 2]) -> Result<(Array4<u8>, Vec<u32>)> 
     let (dims, pixels) = read_file(images, 3)?;
     let (count, values) = read_file(labels, 1)?;
     if dims[0] != count[0] {
-        return Err(Error::format(labels, format!("{} labels, but {} has {} images", count[0], images.display(), dims[0])));
+        return Err(Error::format(
+            labels,
+            format!(
+                "{} labels, but {} has {} images",
+                count[0],
+                images.display(),
+                dims[0]
+            ),
+        ));
     }
     if pixels.is_empty() {
         return Err(Error::format(images, "no images"));
@@ -122,25 +184,48 @@ fn parse(path: &Path, mut reader: impl Read, dimensions: usize) -> Result<(Vec<u
     }
     if header.len() < header_bytes {
         let (expected, found) = (header_bytes as u64, header.len() as u64);
-        return Err(Error::Truncated { path: path.into(), what: "the IDX header".into(), expected, found });
+        return Err(Error::Truncated {
+            path: path.into(),
+            what: "the IDX header".into(),
+            expected,
+            found,
+        });
     }
     let dims: Vec<usize> = header[4..]
         .chunks_exact(4)
         .map(|bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
         .collect();
-    let bytes = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64));
+    let bytes = dims
+        .iter()
+        .try_fold(1u64, |product, &dim| product.checked_mul(dim as u64));
     let Some(bytes) = bytes.filter(|&bytes| bytes <= LARGEST_BYTES) else {
-        return Err(Error::format(path, format!("the IDX header at offset 4 asks for {dims:?} values")));
+        return Err(Error::format(
+            path,
+            format!("the IDX header at offset 4 asks for {dims:?} values"),
+        ));
     };
     let values = read_up_to(path, &mut reader, bytes)?;
     if (values.len() as u64) < bytes {
         let item = values.len() / dims[1..].iter().product::<usize>().max(1);
-        let (expected, found) = (header_bytes as u64 + bytes, (header_bytes + values.len()) as u64);
+        let (expected, found) = (
+            header_bytes as u64 + bytes,
+            (header_bytes + values.len()) as u64,
+        );
         let what = format!("item {item} of {} (all of them)", dims[0]);
-        return Err(Error::Truncated { path: path.into(), what, expected, found });
+        return Err(Error::Truncated {
+            path: path.into(),
+            what,
+            expected,
+            found,
+        });
     }
-    if !read_up_to(path, &mut reader, 1)?.is_empty() {
-        return Err(Error::format(path, format!("more bytes after offset {}, where the header says it ends", header_bytes as u64 + bytes)));
+    // Reading on also makes gzip compare its checksum.
+    if reader.read(&mut [0]).map_err(Error::io(path))? > 0 {
+        let end = header_bytes as u64 + bytes;
+        return Err(Error::format(
+            path,
+            format!("more bytes after offset {end}, where the header says it ends"),
+        ));
     }
     Ok((dims, values))
 }
@@ -149,7 +234,9 @@ fn parse(path: &Path, mut reader: impl Read, dimensions: usize) -> Result<(Vec<u
 fn read_up_to(path: &Path, reader: &mut impl Read, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     match reader.take(limit).read_to_end(&mut bytes) {
-        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => Err(Error::io(path)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => {
+            Err(Error::io(path)(error))
+        }
         _ => Ok(bytes),
     }
 }

@@ -19,7 +19,16 @@ pub(crate) const RECOGNISED: &str = "CIFAR-10 and CIFAR-100 (binary or Python la
 const DEBIAN_FASHION: &str = "/usr/share/datasets/fashion-mnist";
 /// Names with a meaning of their own; any other is a folder below the data root.
 const NAMES: [&str; 10] = [
-    "digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "cifar10-jpeg", "imagenet", "idx", "folder", "synthetic",
+    "digits",
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashion-mnist",
+    "cifar10-jpeg",
+    "imagenet",
+    "idx",
+    "folder",
+    "synthetic",
 ];
 
 /// How a data set is stored.
@@ -72,7 +81,11 @@ pub struct DataSpec {
 impl DataSpec {
     /// A name and, where known, a path; the rest by default.
     pub fn new(name: impl Into<String>, path: Option<&Path>) -> Self {
-        Self { name: name.into(), path: path.map(Into::into), folder: FolderOptions::default() }
+        Self {
+            name: name.into(),
+            path: path.map(Into::into),
+            folder: FolderOptions::default(),
+        }
     }
 
     /// Finds and opens it.
@@ -91,7 +104,11 @@ impl DataSpec {
         if let Some(path) = &self.path {
             if !path.is_dir() {
                 let hint = format!("expected a folder; {}", hint(name));
-                return Err(Error::NotFound { name: name.into(), looked: vec![path.clone()], hint });
+                return Err(Error::NotFound {
+                    name: name.into(),
+                    looked: vec![path.clone()],
+                    hint,
+                });
             }
             return match find_kind(name, path)? {
                 Some(layout) => self.read(&layout),
@@ -117,20 +134,38 @@ impl DataSpec {
         }
         if NAMES.contains(&name) {
             return Err(if looked.is_empty() {
-                Error::Option { option: "path", what: format!("is missing, data set {name:?} needs one") }
+                Error::Option {
+                    option: "path",
+                    what: format!("is missing, data set {name:?} needs one"),
+                }
             } else {
-                Error::NotFound { name: name.into(), looked, hint: hint(name) }
+                Error::NotFound {
+                    name: name.into(),
+                    looked,
+                    hint: hint(name),
+                }
             });
         }
-        let nearest = NAMES.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
-        let nearest = nearest.filter(|near| strsim::jaro(near, name) > 0.8).map(|&near| near.into());
-        Err(Error::UnknownName { name: name.into(), nearest, known: NAMES.join(", ") })
+        let nearest = NAMES
+            .iter()
+            .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+        let nearest = nearest
+            .filter(|near| strsim::jaro(near, name) > 0.8)
+            .map(|&near| near.into());
+        Err(Error::UnknownName {
+            name: name.into(),
+            nearest,
+            known: NAMES.join(", "),
+        })
     }
 
     fn read(&self, layout: &Layout) -> Result<Splits> {
         let mut options = self.folder;
         if self.name == "imagenet" && options.resize.is_none() && options.crop.is_none() {
-            options = FolderOptions { keep_bytes: options.keep_bytes, ..FolderOptions::imagenet() };
+            options = FolderOptions {
+                keep_bytes: options.keep_bytes,
+                ..FolderOptions::imagenet()
+            };
         }
         layout.read(&self.name, &options)
     }
@@ -213,7 +248,9 @@ fn find_kind(name: &str, path: &Path) -> Result<Option<Layout>> {
 
 /// The folders that may hold a data set of this name.
 fn candidates(name: &str) -> Vec<PathBuf> {
-    let roots = std::env::var_os("FEWSTEP_DATA").filter(|root| !root.is_empty()).map(PathBuf::from);
+    let roots = std::env::var_os("FEWSTEP_DATA")
+        .filter(|root| !root.is_empty())
+        .map(PathBuf::from);
     let mut found = Vec::new();
     for root in roots.into_iter().chain([PathBuf::from("data")]) {
         found.push(root.join(name));
@@ -234,11 +271,16 @@ fn candidates(name: &str) -> Vec<PathBuf> {
 /// How to get a data set.
 fn hint(name: &str) -> String {
     match name {
-        "fashion-mnist" => "`cargo xtask data fetch fashion-mnist` downloads it, on Debian `apt-get install \
+        "fashion-mnist" => {
+            "`cargo xtask data fetch fashion-mnist` downloads it, on Debian `apt-get install \
             dataset-fashion-mnist` has it"
-            .into(),
+                .into()
+        }
         "cifar10" | "cifar100" | "mnist" => format!("`cargo xtask data fetch {name}` downloads it"),
-        "idx" => "give the path of a folder with train-images-idx3-ubyte[.gz] and its three companions".into(),
+        "idx" => {
+            "give the path of a folder with train-images-idx3-ubyte[.gz] and its three companions"
+                .into()
+        }
         _ => "put train/<class>/*.jpg and test/<class>/*.jpg there, or give its path".into(),
     }
 }
@@ -247,19 +289,33 @@ fn hint(name: &str) -> String {
 fn synthetic(name: &str) -> Result<Splits> {
     let wrong = || Error::Option {
         option: "name",
-        what: format!("{name:?}, expected synthetic[:CxHxW[:classes[:images]]] such as synthetic:3x32x32:10:512"),
+        what: format!(
+            "{name:?}, expected synthetic[:CxHxW[:classes[:images]]] such as synthetic:3x32x32:10:512"
+        ),
     };
     let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
     let mut fields = name.split(':').skip(1);
-    let sides = fields.next().unwrap_or("3x32x32").split('x').map(number).collect::<Result<Vec<_>>>()?;
+    let sides = fields
+        .next()
+        .unwrap_or("3x32x32")
+        .split('x')
+        .map(number)
+        .collect::<Result<Vec<_>>>()?;
     let classes = number(fields.next().unwrap_or("10"))?;
     let images = number(fields.next().unwrap_or("512"))?;
     let (&[channels, height, width], None) = (sides.as_slice(), fields.next()) else {
         return Err(wrong());
     };
-    let shape = ImageShape { channels, height, width };
+    let shape = ImageShape {
+        channels,
+        height,
+        width,
+    };
     let split = |seed| Synthetic::new(shape, classes, images, seed).map(Arc::new);
-    Ok(Splits { train: split(0)?, test: split(1)? })
+    Ok(Splits {
+        train: split(0)?,
+        test: split(1)?,
+    })
 }
 
 #[cfg(test)]
@@ -269,9 +325,15 @@ mod tests {
     #[test]
     fn synthetic_takes_shape_classes_and_images_from_its_name() {
         let splits = open("synthetic:1x8x9:4:20", None).unwrap();
-        assert_eq!(format!("{splits:?}"), "Splits(synthetic, 1×8×9, 20 train, 20 test)");
+        assert_eq!(
+            format!("{splits:?}"),
+            "Splits(synthetic, 1×8×9, 20 train, 20 test)"
+        );
         assert_eq!(splits.test.class_names().len(), 4);
-        assert_ne!(splits.train.image(0).unwrap(), splits.test.image(0).unwrap());
+        assert_ne!(
+            splits.train.image(0).unwrap(),
+            splits.test.image(0).unwrap()
+        );
         let error = open("synthetic:8x9", None).unwrap_err().to_string();
         assert!(error.contains("synthetic:3x32x32:10:512"), "{error}");
     }
@@ -279,17 +341,27 @@ mod tests {
     #[test]
     fn a_mistyped_name_is_answered_with_the_nearest() {
         let error = open("cifar01", None).unwrap_err().to_string();
-        assert!(error.starts_with("unknown data set \"cifar01\", did you mean \"cifar10\"?; known are"), "{error}");
+        assert!(
+            error.starts_with("unknown data set \"cifar01\", did you mean \"cifar10\"?; known are"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_missing_set_says_where_it_was_looked_for_and_how_to_get_it() {
-        let error = open("cifar100", Some(Path::new("/nonexistent/c"))).unwrap_err().to_string();
+        let error = open("cifar100", Some(Path::new("/nonexistent/c")))
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             error,
             "data set cifar100 not found: looked for /nonexistent/c; expected a folder; \
              `cargo xtask data fetch cifar100` downloads it"
         );
-        assert!(open("folder", None).unwrap_err().to_string().contains("needs one"));
+        assert!(
+            open("folder", None)
+                .unwrap_err()
+                .to_string()
+                .contains("needs one")
+        );
     }
 }

@@ -9,8 +9,17 @@ use crate::random::{Stream, stream};
 /// The two are disjoint, complete and ascending. `part` has `round(fraction · N)` images, and of each class
 /// `fraction · n` rounded down or up (largest remainders are rounded up first). The same seed gives the same split.
 pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
-    let fraction = if fraction.is_nan() { 0.0 } else { fraction.clamp(0.0, 1.0) };
-    divide(labels, (fraction * labels.len() as f64).round() as usize, fraction, seed)
+    let fraction = if fraction.is_nan() {
+        0.0
+    } else {
+        fraction.clamp(0.0, 1.0)
+    };
+    divide(
+        labels,
+        (fraction * labels.len() as f64).round() as usize,
+        fraction,
+        seed,
+    )
 }
 
 /// `n` indices (all where there are fewer), ascending, with the classes in the proportion of the whole.
@@ -39,13 +48,26 @@ fn divide(labels: &[u32], total: usize, fraction: f64, seed: u64) -> (Vec<usize>
 
 /// How many of each class: rounded down, then the largest remainders up until `total` is reached.
 fn apportion(members: &[Vec<usize>], total: usize, fraction: f64) -> Vec<usize> {
-    let exact: Vec<f64> = members.iter().map(|indices| indices.len() as f64 * fraction).collect();
+    let exact: Vec<f64> = members
+        .iter()
+        .map(|indices| indices.len() as f64 * fraction)
+        .collect();
     // The tolerance keeps 0.1 · 30 = 3.0000000000000004 and 2.9999999999999996 alike.
-    let mut quotas: Vec<usize> = exact.iter().map(|share| (share + 1e-9).floor() as usize).collect();
+    let mut quotas: Vec<usize> = exact
+        .iter()
+        .map(|share| (share + 1e-9).floor() as usize)
+        .collect();
     let mut order: Vec<usize> = (0..members.len()).collect();
-    order.sort_by(|&a, &b| (exact[b] - quotas[b] as f64).total_cmp(&(exact[a] - quotas[a] as f64)).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| {
+        (exact[b] - quotas[b] as f64)
+            .total_cmp(&(exact[a] - quotas[a] as f64))
+            .then(a.cmp(&b))
+    });
     let missing = total.saturating_sub(quotas.iter().sum());
-    let open = order.into_iter().filter(|&class| quotas[class] < members[class].len()).collect::<Vec<_>>();
+    let open = order
+        .into_iter()
+        .filter(|&class| quotas[class] < members[class].len())
+        .collect::<Vec<_>>();
     for class in open.into_iter().take(missing) {
         quotas[class] += 1;
     }
@@ -59,7 +81,10 @@ mod tests {
     use super::*;
 
     fn count(labels: &[u32], indices: &[usize], class: u32) -> usize {
-        indices.iter().filter(|&&index| labels[index] == class).count()
+        indices
+            .iter()
+            .filter(|&&index| labels[index] == class)
+            .count()
     }
 
     proptest! {
@@ -95,13 +120,19 @@ mod tests {
     #[test]
     fn another_seed_gives_another_split() {
         let labels: Vec<u32> = (0..100).map(|i| i % 4).collect();
-        assert_ne!(stratified_split(&labels, 0.5, 0), stratified_split(&labels, 0.5, 1));
+        assert_ne!(
+            stratified_split(&labels, 0.5, 0),
+            stratified_split(&labels, 0.5, 1)
+        );
     }
 
     #[test]
     fn fractions_outside_zero_to_one_are_clamped() {
         let labels = [0, 1, 1];
         assert_eq!(stratified_split(&labels, 2.0, 0), (vec![], vec![0, 1, 2]));
-        assert_eq!(stratified_split(&labels, f64::NAN, 0), (vec![0, 1, 2], vec![]));
+        assert_eq!(
+            stratified_split(&labels, f64::NAN, 0),
+            (vec![0, 1, 2], vec![])
+        );
     }
 }

@@ -17,8 +17,16 @@ pub struct Statistics {
 
 /// The constants that published training code for IIR-SNN normalises with (specification, section 1.3).
 const PUBLISHED: [(&str, [f32; 3], [f32; 3]); 3] = [
-    ("cifar10", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
-    ("cifar100", [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
+    (
+        "cifar10",
+        [0.4914, 0.4822, 0.4465],
+        [0.2023, 0.1994, 0.2010],
+    ),
+    (
+        "cifar100",
+        [0.5071, 0.4867, 0.4408],
+        [0.2675, 0.2565, 0.2761],
+    ),
     ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 ];
 
@@ -26,12 +34,18 @@ impl Statistics {
     /// The constants published for `cifar10`, `cifar100` or `imagenet`; `None` for any other name.
     pub fn published(name: &str) -> Option<Self> {
         let (_, mean, std) = PUBLISHED.iter().find(|(known, ..)| *known == name)?;
-        Some(Self { mean: mean.to_vec(), std: std.to_vec() })
+        Some(Self {
+            mean: mean.to_vec(),
+            std: std.to_vec(),
+        })
     }
 
     /// Mean 0 and deviation 1: pixels stay on the scale from 0 to 1.
     pub fn identity(channels: usize) -> Self {
-        Self { mean: vec![0.0; channels], std: vec![1.0; channels] }
+        Self {
+            mean: vec![0.0; channels],
+            std: vec![1.0; channels],
+        }
     }
 }
 
@@ -54,14 +68,22 @@ pub(crate) fn statistics_of(dataset: &dyn Dataset, stride: usize) -> Result<Stat
             let image = dataset.image(nth * stride)?;
             let sum = |plane: ndarray::ArrayView2<'_, u8>| {
                 plane.iter().fold((0u64, 0u64), |(sum, squares), &value| {
-                    (sum + u64::from(value), squares + u64::from(value) * u64::from(value))
+                    (
+                        sum + u64::from(value),
+                        squares + u64::from(value) * u64::from(value),
+                    )
                 })
             };
             Ok(image.outer_iter().map(sum).collect::<Vec<_>>())
         })
         .try_reduce(
             || vec![(0, 0); channels],
-            |a, b| Ok(a.into_iter().zip(b).map(|(a, b)| (a.0 + b.0, a.1 + b.1)).collect()),
+            |a, b| {
+                Ok(a.into_iter()
+                    .zip(b)
+                    .map(|(a, b)| (a.0 + b.0, a.1 + b.1))
+                    .collect())
+            },
         )?;
     let shape = dataset.shape();
     let pixels = (images * shape.height * shape.width).max(1) as f64;
@@ -69,7 +91,12 @@ pub(crate) fn statistics_of(dataset: &dyn Dataset, stride: usize) -> Result<Stat
     for (sum, squares) in sums {
         let average = sum as f64 / pixels;
         mean.push((average / 255.0) as f32);
-        std.push(((squares as f64 / pixels - average * average).max(0.0).sqrt() / 255.0) as f32);
+        std.push(
+            ((squares as f64 / pixels - average * average)
+                .max(0.0)
+                .sqrt()
+                / 255.0) as f32,
+        );
     }
     Ok(Statistics { mean, std })
 }
@@ -83,15 +110,27 @@ mod tests {
 
     #[test]
     fn statistics_are_per_channel_on_the_scale_from_zero_to_one() {
-        let images = Array4::from_shape_fn((2, 2, 1, 2), |(_, c, _, x)| if c == 0 { 51 } else { x as u8 * 255 });
+        let images = Array4::from_shape_fn(
+            (2, 2, 1, 2),
+            |(_, c, _, x)| if c == 0 { 51 } else { x as u8 * 255 },
+        );
         let set = MemoryDataset::new("s", images, vec![0, 0], vec!["a".into()]).unwrap();
         let found = statistics(&set).unwrap();
-        assert_eq!(found, Statistics { mean: vec![0.2, 0.5], std: vec![0.0, 0.5] });
+        assert_eq!(
+            found,
+            Statistics {
+                mean: vec![0.2, 0.5],
+                std: vec![0.0, 0.5]
+            }
+        );
     }
 
     #[test]
     fn published_constants_are_found_by_name() {
-        assert_eq!(Statistics::published("cifar10").unwrap().std, [0.2023, 0.1994, 0.2010]);
+        assert_eq!(
+            Statistics::published("cifar10").unwrap().std,
+            [0.2023, 0.1994, 0.2010]
+        );
         assert_eq!(Statistics::published("cifar10-jpeg"), None);
     }
 }

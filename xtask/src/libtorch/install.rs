@@ -45,7 +45,7 @@ pub fn install(cache: &Path, flavour: Flavour, verbose: bool) -> Result<PathBuf>
         flavour.megabytes(),
         cache.display()
     );
-    download(&partial, flavour, verbose)?;
+    download(&partial, cache, flavour, verbose)?;
     eprintln!("unpacking");
     unpack(&partial, flavour)?;
     partial.publish(&home)?;
@@ -131,7 +131,7 @@ fn remove(folder: &Path) -> Result<()> {
 }
 
 /// Has pip download every wheel whose hash is the pinned one.
-fn download(partial: &Partial, flavour: Flavour, verbose: bool) -> Result<()> {
+fn download(partial: &Partial, cache: &Path, flavour: Flavour, verbose: bool) -> Result<()> {
     let requirements = partial.scratch().join("requirements.txt");
     fs::write(&requirements, flavour.requirements())
         .with_context(|| format!("cannot write {}", requirements.display()))?;
@@ -198,7 +198,7 @@ fn download(partial: &Partial, flavour: Flavour, verbose: bool) -> Result<()> {
         .flatten()
         .filter_map(|reader| reader.join().ok())
         .collect::<String>();
-    Err(anyhow!(explain(&words, flavour)))
+    Err(anyhow!(explain(&words, cache, flavour)))
 }
 
 /// Reads a pipe to its end beside us, so that pip never waits for us.
@@ -228,7 +228,7 @@ fn bytes_below(folder: &Path) -> u64 {
 const NO_PYTHON: &str = "cannot start python3, whose pip downloads libtorch; install Python 3 with pip (Debian: `apt install python3 python3-pip`)";
 
 /// One sentence for what pip said in many.
-fn explain(words: &str, flavour: Flavour) -> String {
+fn explain(words: &str, cache: &Path, flavour: Flavour) -> String {
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     if says(&["No module named pip"]) {
         return "python3 has no pip, which downloads libtorch; install it (Debian: `apt install python3-pip`, elsewhere `python3 -m ensurepip`)".to_owned();
@@ -254,18 +254,20 @@ fn explain(words: &str, flavour: Flavour) -> String {
             flavour.megabytes()
         );
     }
+    // Without `--verbose`, pip hides that it could not connect and only says that it found no version at all.
     if says(&[
+        "from versions: none",
         "Connection",
         "connection",
         "name resolution",
         "Max retries",
         "timed out",
-        "unreachable",
         "SSLError",
         "ProxyError",
     ]) {
         return format!(
-            "no package index can be reached, and libtorch {VERSION} is not in the cache yet; run `{}` once where there is a network, or set LIBTORCH to the folder of a libtorch {VERSION}, or LIBTORCH_USE_PYTORCH=1 where Python has torch {VERSION}",
+            "pip reaches no package index that has libtorch {VERSION} (is there a network?), and it is not in the cache {}; run `{}` once where there is a network, or set LIBTORCH to the folder of a libtorch {VERSION}, or LIBTORCH_USE_PYTORCH=1 where Python has torch {VERSION}",
+            cache.display(),
             flavour.command()
         );
     }

@@ -1,7 +1,7 @@
 //! `setup` and `doctor`: whole installs, killed ones, none at all.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::sandbox::{Sandbox, said, wait_for};
@@ -119,7 +119,11 @@ fn cuda_libraries_stay_out_of_the_linkers_sight() {
 
 /// Kills `setup` once `reached` exists, and asserts that nothing passes for installed; then sets up for good.
 fn kill_and_recover(sandbox: &Sandbox, reached: &str) {
-    let mut child = sandbox.xtask(&["setup"]).spawn().unwrap();
+    let mut child = sandbox
+        .xtask(&["setup"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     wait_for(&sandbox.path(reached));
     child.kill().unwrap();
     child.wait().unwrap();
@@ -207,7 +211,12 @@ fn a_damaged_install_is_named_by_doctor_and_mended_by_setup() {
 fn two_setups_at_a_time_download_once() {
     let sandbox = Sandbox::new();
     sandbox.pip("touch $here/reached; sleep 0.3; cp $wheels/* $dest");
-    let mut first = sandbox.xtask(&["setup"]).spawn().unwrap();
+    let mut first = sandbox
+        .xtask(&["setup"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     wait_for(&sandbox.path("reached"));
     let second = sandbox.says(&["setup"]);
     assert!(first.wait().unwrap().success());
@@ -240,9 +249,12 @@ fn an_offline_machine_without_the_cache_gets_one_sentence() {
     assert_eq!(said.code, Some(1));
     assert_eq!(
         said.err.lines().last().unwrap(),
-        "error: no package index can be reached, and libtorch 2.11.0 is not in the cache yet; run `cargo xtask setup` \
-         once where there is a network, or set LIBTORCH to the folder of a libtorch 2.11.0, or LIBTORCH_USE_PYTORCH=1 \
-         where Python has torch 2.11.0"
+        format!(
+            "error: pip reaches no package index that has libtorch 2.11.0 (is there a network?), and it is not in the \
+             cache {}; run `cargo xtask setup` once where there is a network, or set LIBTORCH to the folder of a \
+             libtorch 2.11.0, or LIBTORCH_USE_PYTORCH=1 where Python has torch 2.11.0",
+            sandbox.path("cache/fewstep").display()
+        )
     );
     assert_eq!(said.err.lines().count(), 2, "{}", said.err);
     assert!(!sandbox.path("root/.libtorch").exists());

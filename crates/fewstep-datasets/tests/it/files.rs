@@ -9,7 +9,11 @@ use flate2::write::GzEncoder;
 
 /// Records of CIFAR: the given label bytes before each image, whose pixels all have the value of its place.
 pub fn cifar_records(labels: &[&[u8]]) -> Vec<u8> {
-    labels.iter().enumerate().flat_map(|(place, label)| [label.to_vec(), vec![place as u8; 3072]].concat()).collect()
+    labels
+        .iter()
+        .enumerate()
+        .flat_map(|(place, label)| [label.to_vec(), vec![place as u8; 3072]].concat())
+        .collect()
 }
 
 /// A pickle of a list of labels and an array (N, 3072), as Python 2 writes it; pixels as in [`cifar_records`].
@@ -21,7 +25,15 @@ pub fn cifar_pickle(label_key: &str, labels: &[u8]) -> Vec<u8> {
     out.extend(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85");
     out.extend(text("b"));
     out.extend(b"\x87R(K\x01");
-    out.extend([number(labels.len()), number(3072), b"\x86cnumpy\ndtype\n".to_vec(), text("u1")].concat());
+    out.extend(
+        [
+            number(labels.len()),
+            number(3072),
+            b"\x86cnumpy\ndtype\n".to_vec(),
+            text("u1"),
+        ]
+        .concat(),
+    );
     out.extend(b"K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T");
     out.extend(((labels.len() * 3072) as i32).to_le_bytes());
     (0..labels.len()).for_each(|place| out.extend([place as u8; 3072]));
@@ -57,5 +69,7 @@ pub fn write(path: &Path, bytes: &[u8]) {
 /// A single-coloured image.
 pub fn image(path: &Path, width: u32, height: u32, colour: [u8; 3]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    image::RgbImage::from_pixel(width, height, image::Rgb(colour)).save(path).unwrap();
+    image::RgbImage::from_pixel(width, height, image::Rgb(colour))
+        .save(path)
+        .unwrap();
 }

@@ -9,11 +9,21 @@ use tempfile::TempDir;
 use crate::files::{idx, write};
 
 fn set(folder: &Path, end: &str, prefix: &str, first_label: u8) {
-    let put = |name: String, bytes: &[u8]| write(&folder.join(format!("{prefix}{name}{end}")), bytes);
-    put("train-images-idx3-ubyte".into(), &idx(&[4, 2, 3], &(0..24).collect::<Vec<_>>()));
-    put("train-labels-idx1-ubyte".into(), &idx(&[4], &[0, 1, 2, 1].map(|label| label + first_label)));
+    let put =
+        |name: String, bytes: &[u8]| write(&folder.join(format!("{prefix}{name}{end}")), bytes);
+    put(
+        "train-images-idx3-ubyte".into(),
+        &idx(&[4, 2, 3], &(0..24).collect::<Vec<_>>()),
+    );
+    put(
+        "train-labels-idx1-ubyte".into(),
+        &idx(&[4], &[0, 1, 2, 1].map(|label| label + first_label)),
+    );
     put("t10k-images-idx3-ubyte".into(), &idx(&[1, 2, 3], &[9; 6]));
-    put("t10k-labels-idx1-ubyte".into(), &idx(&[1], &[2 + first_label]));
+    put(
+        "t10k-labels-idx1-ubyte".into(),
+        &idx(&[1], &[2 + first_label]),
+    );
 }
 
 #[test]
@@ -22,9 +32,24 @@ fn plain_and_packed_files_are_read_alike() {
         let root = TempDir::new().unwrap();
         set(root.path(), end, "", 0);
         let splits = open("idx", Some(root.path())).unwrap();
-        assert_eq!((splits.train.shape(), splits.train.name()), (ImageShape::new(1, 2, 3), "idx"));
-        assert_eq!((splits.train.labels(), splits.test.labels()), (&[0u32, 1, 2, 1][..], &[2u32][..]));
-        assert_eq!(splits.train.image(2).unwrap().iter().copied().collect::<Vec<_>>(), [12, 13, 14, 15, 16, 17]);
+        assert_eq!(
+            (splits.train.shape(), splits.train.name()),
+            (ImageShape::new(1, 2, 3), "idx")
+        );
+        assert_eq!(
+            (splits.train.labels(), splits.test.labels()),
+            (&[0u32, 1, 2, 1][..], &[2u32][..])
+        );
+        assert_eq!(
+            splits
+                .train
+                .image(2)
+                .unwrap()
+                .iter()
+                .copied()
+                .collect::<Vec<_>>(),
+            [12, 13, 14, 15, 16, 17]
+        );
         assert_eq!(info(root.path()).unwrap().kind, Kind::Idx);
     }
 }
@@ -81,7 +106,10 @@ fn damage_is_named_with_the_file_and_the_place() {
         "train-images-idx3-ubyte: IDX magic at offset 0 is [00, 00, 08, 01], expected [00, 00, 08, 03] \
          (u8, 3 dimensions)"
     );
-    assert!(damaged(images, &idx(&[u32::MAX, u32::MAX, 9], &[])).contains("the IDX header at offset 4 asks for"));
+    assert!(
+        damaged(images, &idx(&[u32::MAX, u32::MAX, 9], &[]))
+            .contains("the IDX header at offset 4 asks for")
+    );
     assert_eq!(
         damaged(labels, &idx(&[3], &[0, 1, 2])),
         "train-labels-idx1-ubyte: 3 labels, but train-images-idx3-ubyte has 4 images"
@@ -90,7 +118,10 @@ fn damage_is_named_with_the_file_and_the_place() {
         damaged("t10k-labels-idx1-ubyte", &idx(&[1], &[7])),
         "t10k-labels-idx1-ubyte: image 0 has label 7, expected 0 to 2"
     );
-    assert_eq!(damaged(labels, &idx(&[4], &[0, 2, 2, 0])), "train-labels-idx1-ubyte: class \"1\" has no images");
+    assert_eq!(
+        damaged(labels, &idx(&[4], &[0, 2, 2, 0])),
+        "train-labels-idx1-ubyte: class \"1\" has no images"
+    );
     assert_eq!(
         damaged("t10k-images-idx3-ubyte", &idx(&[1, 3, 2], &[0; 6])),
         "t10k-images-idx3-ubyte: images are 3×2, expected 2×3 as in training"
@@ -105,7 +136,10 @@ fn a_gzip_stream_that_breaks_off_is_named_with_its_place() {
     let packed = fs::read(&path).unwrap();
     fs::write(&path, &packed[..packed.len() - 12]).unwrap();
     let error = open("idx", Some(root.path())).unwrap_err().to_string();
-    assert!(error.contains("train-images-idx3-ubyte.gz: truncated at byte"), "{error}");
+    assert!(
+        error.contains("train-images-idx3-ubyte.gz: truncated at byte"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -114,5 +148,8 @@ fn a_missing_companion_is_named() {
     set(root.path(), "", "", 0);
     fs::remove_file(root.path().join("t10k-labels-idx1-ubyte")).unwrap();
     let error = open("mnist", Some(root.path())).unwrap_err().to_string();
-    assert!(error.ends_with("IDX files, but none named t10k-labels-…"), "{error}");
+    assert!(
+        error.ends_with("IDX files, but none named t10k-labels-…"),
+        "{error}"
+    );
 }

@@ -1,0 +1,65 @@
+/// What can go wrong while training. Each message is one sentence.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// From the network.
+    #[error(transparent)]
+    Spiking(#[from] fewstep_spiking::Error),
+    /// From libtorch's border: checkpoints, optimisers.
+    #[error(transparent)]
+    Torch(#[from] fewstep_torch::Error),
+    /// From the data.
+    #[error(transparent)]
+    Data(#[from] fewstep_datasets::Error),
+    /// From a metric.
+    #[error(transparent)]
+    Metrics(#[from] fewstep_metrics::MetricsError),
+    /// A recipe that can't be followed; `key` is the option's place in a config.
+    #[error("{key}: {reason}")]
+    Recipe {
+        /// The option, as `snn.timesteps`.
+        key: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// The loss is no longer a number.
+    #[error("stage {stage}: the loss is {loss} in epoch {epoch}, batch {batch}: {place}; lower the learning rate or the surrogate's height")]
+    NotFinite {
+        /// `ann`, `t5`, …
+        stage: String,
+        /// What the loss was.
+        loss: f64,
+        /// From 1.
+        epoch: u32,
+        /// From 1.
+        batch: usize,
+        /// The layer where it begins.
+        place: String,
+    },
+    /// A layer that no input makes fire.
+    #[error(
+        "stage {stage}: layer `{layer}` is dead, none of its neurons fires for any validation image, so nothing behind it can learn; \
+         lower the thresholds (calibration.percentile, calibration.scale) or the leak"
+    )]
+    Dead {
+        /// `t5`, …
+        stage: String,
+        /// The layer.
+        layer: String,
+    },
+    /// A checkpoint folder that belongs to something else or is damaged.
+    #[error("{0}")]
+    Checkpoint(String),
+    /// The observer could not record something (a full disk, say).
+    #[error("{0}")]
+    Observer(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<tch::TchError> for Error {
+    fn from(e: tch::TchError) -> Self {
+        Self::Torch(e.into())
+    }
+}

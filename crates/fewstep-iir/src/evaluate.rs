@@ -1,0 +1,134 @@
+//! Accuracy, loss and spike rates on a split; energy and latency from them.
+
+use std::time::Instant;
+
+use fewstep_metrics::{EnergyModel, EnergyOptions, EnergyReport, LatencySummary, LayerActivity};
+use fewstep_spiking::{Forward, Input, Mode, Monitor, Network, monitor};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::data::{Data, Split, to_tensors};
+use crate::loss::cross_entropy;
+use crate::{Error, Result};
+
+/// Accuracy and loss on a split.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Share of images whose largest logit is the label's.
+    pub accuracy: f64,
+    /// Mean cross entropy, without label smoothing.
+    pub loss: f64,
+    /// Images seen.
+    pub images: usize,
+}
+
+/// Spike rates of one layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerRates {
+    /// The layer.
+    pub layer: String,
+    /// Mean spikes per neuron and image, summed over T.
+    pub spike_rate: f64,
+    /// The same for each timestep.
+    pub per_timestep: Vec<f64>,
+    /// Channels that never fired, of all channels.
+    pub silent_channels: usize,
+    /// All channels.
+    pub channels: usize,
+}
+
+impl From<monitor::LayerActivity> for LayerRates {
+    fn from(l: monitor::LayerActivity) -> Self {
+        Self {
+            layer: l.name,
+            spike_rate: l.spike_rate,
+            per_timestep: l.spike_rate_per_timestep,
+            silent_channels: l.silent_channels,
+            channels: l.channels,
+        }
+    }
+}
+
+const BATCH: usize = 250;
+
+/// Runs the network over a split, or the first `limit` batches of it.
+pub(crate) fn evaluate(
+    network: &Network,
+    mode: Mode,
+    data: &Data,
+    split: Split,
+    limit: Option<usize>,
+    mut monitor: Option<&mut Monitor>,
+) -> Result<Evaluation> {
+    let _guard = tch::no_grad_guard();
+    let options = Forward { mode, train: false, dropout: 0., operations: false };
+    // Large images and many timesteps would not fit in memory at once.
+    let pixels = network.plan().units.first().map_or(1, fewstep_spiking::plan::UnitPlan::neurons).max(1);
+    let timesteps = if let Mode::Spiking { timesteps } = mode { i64::from(timesteps) } else { 1 };
+    let batch = BATCH.min((100_000_000 / (pixels * timesteps)).max(1) as usize);
+    let (mut correct, mut loss, mut images) = (0., 0., 0);
+    for batch in data.evaluation(split, batch)?.epoch(0).take(limit.unwrap_or(usize::MAX)) {
+        let (x, y) = to_tensors(&batch?, network.device())?;
+        let logits = network.forward(Input::Direct(&x), &options, monitor.as_deref_mut())?.logits;
+        let n = y.size()[0] as usize;
+        correct += logits.f_argmax(-1, false)?.f_eq_tensor(&y)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        loss += cross_entropy(&logits, &y, 0.)?.f_double_value(&[])? * n as f64;
+        images += n;
+    }
+    if images == 0 {
+        return Err(Error::Checkpoint("the split to evaluate on is empty".into()));
+    }
+    Ok(Evaluation { accuracy: correct / images as f64, loss: loss / images as f64, images })
+}
+
+/// What the network does for the first validation batch at this T.
+pub(crate) fn probe(network: &Network, timesteps: u32, data: &Data) -> Result<Monitor> {
+    let mut monitor = Monitor::new();
+    evaluate(network, Mode::Spiking { timesteps }, data, Split::Validation, Some(1), Some(&mut monitor))?;
+    Ok(monitor)
+}
+
+/// Energy from measured spike rates (first layer once, published pool convention; both are repeated in the report).
+pub(crate) fn energy(network: &Network, timesteps: u32, rates: &[LayerRates]) -> Result<EnergyReport> {
+    let (layers, activity): (Vec<_>, Vec<_>) = network
+        .plan()
+        .operations()
+        .into_iter()
+        .map(|(ops, source)| {
+            let activity = match source {
+                None => LayerActivity::ANALOG,
+                // Sums of many thousand rates may pass T by a rounding error.
+                Some(s) => LayerActivity::new(rates.get(s).map_or(0., |r| r.spike_rate.min(f64::from(timesteps)))),
+            };
+            (ops, activity)
+        })
+        .unzip();
+    Ok(EnergyModel::default().report(&layers, &activity, EnergyOptions::timesteps(u64::from(timesteps)))?)
+}
+
+/// Total spikes over total neurons.
+pub(crate) fn mean_rate(network: &Network, rates: &[LayerRates]) -> f64 {
+    let neurons: Vec<_> = network.plan().units.iter().map(|u| u.neurons() as f64).collect();
+    let spikes: f64 = rates.iter().zip(&neurons).map(|(r, n)| r.spike_rate * n).sum();
+    spikes / neurons.iter().take(rates.len()).sum::<f64>().max(1.)
+}
+
+/// Wall-clock time of one forward pass of `images` `[N, …]`, per image: at most 30 samples or two seconds, after a warm-up.
+pub(crate) fn latency(network: &Network, mode: Mode, images: &Tensor) -> Result<LatencySummary> {
+    let _guard = tch::no_grad_guard();
+    let options = Forward { mode, train: false, dropout: 0., operations: false };
+    let once = || -> Result<f64> {
+        let start = Instant::now();
+        // Reading a value waits for a GPU.
+        network.forward(Input::Direct(images), &options, None)?.logits.f_sum(Kind::Float)?.f_double_value(&[])?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    };
+    once()?;
+    once()?;
+    let start = Instant::now();
+    let mut samples = Vec::new();
+    while samples.len() < 3 || (samples.len() < 30 && start.elapsed().as_secs_f64() < 2.) {
+        samples.push(once()?);
+    }
+    Ok(LatencySummary::from_ms(&samples)?.per_image(images.size()[0].unsigned_abs() as usize)?)
+}

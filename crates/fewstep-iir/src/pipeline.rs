@@ -1,0 +1,324 @@
+//! The whole run: artificial network, conversion, stages, ablations.
+
+use std::path::Path;
+
+use fewstep_metrics::{EnergyReport, LatencySummary};
+use fewstep_spiking::{Mode, Monitor, Network};
+use fewstep_torch::{Checkpoint, checkpoint::write_atomically, seed};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tch::{Device, Tensor};
+
+use crate::calibrate::calibrate;
+use crate::data::{Data, Split, to_tensors};
+use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
+use crate::fold::fold_batch_norm;
+use crate::phase::{Trainer, load, mode};
+use crate::{Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result};
+
+/// What a run found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// The artificial network.
+    pub ann: AnnResult,
+    /// The stages, T descending.
+    pub stages: Vec<StageResult>,
+    /// The ablations.
+    pub direct: Vec<StageResult>,
+    /// Thresholds that calibration gave the first stage.
+    pub calibrated: Vec<Calibrated>,
+    /// Parameters of the artificial network.
+    pub parameters: i64,
+    /// Multiply-accumulates of one image.
+    pub macs: i64,
+}
+
+/// The artificial network's figures.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AnnResult {
+    /// On the validation split, weights best there.
+    pub val_accuracy: f64,
+    /// On the test split, the same weights.
+    pub test_accuracy: f64,
+    /// On the validation split after the last epoch.
+    pub val_accuracy_last: f64,
+    /// On the test split, with batch norm folded: the network that the spiking one starts from.
+    pub test_accuracy_folded: f64,
+    /// Epochs trained.
+    pub epochs: u32,
+    /// The epoch that was best on validation.
+    pub best_epoch: u32,
+    /// Training alone.
+    pub train_seconds: f64,
+    /// Wall-clock time per image at batch 1, folded.
+    pub latency_ms: LatencySummary,
+}
+
+/// One spiking stage, or one ablation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StageResult {
+    /// `t5`, …, `direct-carried`.
+    pub name: String,
+    /// T.
+    pub timesteps: u32,
+    /// On the validation split, weights best there.
+    pub val_accuracy: f64,
+    /// On the test split, the same weights.
+    pub test_accuracy: f64,
+    /// On the validation split after the last epoch.
+    pub val_accuracy_last: f64,
+    /// Spikes per neuron and image over all T, on the test split.
+    pub spike_rate_mean: f64,
+    /// The same, layer by layer.
+    pub spike_rate_per_layer: Vec<f64>,
+    /// Rates by layer and timestep, silent channels.
+    pub layers: Vec<LayerRates>,
+    /// Energy of the artificial network over that of the spiking one.
+    pub energy_ratio: f64,
+    /// Operations and energy, layer by layer.
+    pub energy: EnergyReport,
+    /// Epochs trained.
+    pub epochs: u32,
+    /// The epoch that was best on validation.
+    pub best_epoch: u32,
+    /// Training alone.
+    pub train_seconds: f64,
+    /// Wall-clock time per image at batch 1.
+    pub latency_ms: LatencySummary,
+    /// Thresholds after the stage, mean over channels.
+    pub thresholds: Vec<f64>,
+    /// Leaks after the stage, mean over channels.
+    pub leaks: Vec<f64>,
+    /// Layers that were dead, dying or saturated.
+    pub warnings: Vec<String>,
+}
+
+/// Follows a recipe. `folder` takes the checkpoints: what is complete there is not trained again, what is half done goes on.
+///
+/// # Errors
+/// An impossible recipe, damaged data or checkpoints, a loss that is no number, a dead network, a full disk.
+pub fn run(recipe: &Recipe, data: &Data, folder: &Path, device: Device, observer: &mut dyn Observer) -> Result<Report> {
+    let phases = recipe.phases()?;
+    Pipeline { recipe, data, folder, device, phases: &phases }.run(observer)
+}
+
+struct Pipeline<'a> {
+    recipe: &'a Recipe,
+    data: &'a Data,
+    folder: &'a Path,
+    device: Device,
+    phases: &'a [PhasePlan],
+}
+
+impl Pipeline<'_> {
+    fn run(&self, observer: &mut dyn Observer) -> Result<Report> {
+        let (mut stages, mut direct) = (Vec::new(), Vec::new());
+        let (ann, teacher) = self.ann(&self.phases[0], observer)?;
+        let mut converted = Network::new(self.plan()?, self.device)?;
+        converted.load(&teacher.tensors().into_iter().collect(), "the artificial network")?;
+        fold_batch_norm(&mut converted)?;
+        converted.add_neurons(&self.recipe.neuron)?;
+        let ann = self.finish_ann(ann, &converted)?;
+
+        let mut network = copy(&converted, self.recipe)?;
+        let calibrated = self.calibrated(&mut network, "t-first", self.recipe.calibration.timesteps())?;
+        observer.event(&Event::Calibrated { phase: &self.phases[1].name, thresholds: &calibrated })?;
+        let carried = copy(&network, self.recipe)?;
+        for phase in &self.phases[1..] {
+            match phase.kind {
+                PhaseKind::Ann => {}
+                PhaseKind::Stage(_) => stages.push(self.stage(phase, &mut network, &teacher, observer)?),
+                PhaseKind::Direct(arm) => {
+                    let mut start = match arm {
+                        Arm::Carried => copy(&carried, self.recipe)?,
+                        Arm::Calibrated => copy(&converted, self.recipe)?,
+                        Arm::Scratch => {
+                            seed::set_libtorch(seed::derive(self.recipe.seed, &[0, phase.number]));
+                            let mut fresh = Network::new(self.plan()?, self.device)?;
+                            fold_batch_norm(&mut fresh)?;
+                            fresh.add_neurons(&self.recipe.neuron)?;
+                            fresh
+                        }
+                    };
+                    if arm == Arm::Calibrated {
+                        let thresholds = self.calibrated(&mut start, &phase.name, 1)?;
+                        observer.event(&Event::Calibrated { phase: &phase.name, thresholds: &thresholds })?;
+                    }
+                    direct.push(self.stage(phase, &mut start, &teacher, observer)?);
+                }
+            }
+        }
+        let plan = self.plan()?;
+        Ok(Report { ann, stages, direct, calibrated, parameters: plan.parameters(), macs: plan.macs() })
+    }
+
+    fn plan(&self) -> Result<fewstep_spiking::Plan> {
+        let shape = self.data.shape();
+        let input = [shape.channels as i64, shape.height as i64, shape.width as i64];
+        self.recipe.network.plan(input, self.data.class_names().len() as i64)
+    }
+
+    fn trainer<'a>(&'a self, phase: &'a PhasePlan, teacher: Option<&'a Network>) -> Trainer<'a> {
+        let (phases, data, seed) = (self.phases.len(), self.data, self.recipe.seed);
+        let limit = self.recipe.limits.batches;
+        Trainer { phase, phases, data, seed, limit, folder: self.folder.join(&phase.name), teacher }
+    }
+
+    /// Trains the artificial network; its result lacks what needs the folded network.
+    fn ann(&self, phase: &PhasePlan, observer: &mut dyn Observer) -> Result<(AnnResult, Network)> {
+        seed::set_libtorch(seed::derive(self.recipe.seed, &[0, 0]));
+        let mut network = Network::new(self.plan()?, self.device)?;
+        let result = self.folder.join(&phase.name).join("result.json");
+        if let Some(found) = read_result::<AnnResult>(&result)? {
+            let best = self.folder.join(&phase.name).join("best.safetensors");
+            network.load(&load(&best)?.section(""), &best.display().to_string())?;
+            let (val_accuracy, test_accuracy) = (found.val_accuracy, found.test_accuracy);
+            observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy })?;
+            return Ok((found, network));
+        }
+        let progress = self.trainer(phase, None).train(&mut network, observer)?;
+        let test = evaluate(&network, Mode::Analog, self.data, Split::Test, self.recipe.limits.batches, None)?;
+        let val_accuracy = progress.best.map_or(0., |b| b.accuracy);
+        observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy: test.accuracy })?;
+        let found = AnnResult {
+            val_accuracy,
+            test_accuracy: test.accuracy,
+            val_accuracy_last: progress.last.map_or(0., |b| b.accuracy),
+            test_accuracy_folded: test.accuracy,
+            epochs: progress.epochs_done,
+            best_epoch: progress.best_epoch,
+            train_seconds: progress.train_seconds,
+            latency_ms: latency(&network, Mode::Analog, &self.one_image()?)?,
+        };
+        Ok((found, network))
+    }
+
+    fn finish_ann(&self, mut ann: AnnResult, folded: &Network) -> Result<AnnResult> {
+        let path = self.folder.join(&self.phases[0].name).join("result.json");
+        if !path.exists() {
+            let limit = self.recipe.limits.batches;
+            ann.test_accuracy_folded = evaluate(folded, Mode::Analog, self.data, Split::Test, limit, None)?.accuracy;
+            ann.latency_ms = latency(folded, Mode::Analog, &self.one_image()?)?;
+            write_result(&path, &ann)?;
+        }
+        Ok(ann)
+    }
+
+    /// Calibrates, or takes the thresholds that an earlier start of this run found: the very same images are used, but it can take long.
+    fn calibrated(&self, network: &mut Network, name: &str, timesteps: u32) -> Result<Vec<Calibrated>> {
+        let path = self.folder.join(format!("calibrated-{name}.safetensors"));
+        if path.exists() {
+            let saved = load(&path)?;
+            network.load(&saved.section("network."), &path.display().to_string())?;
+            let text = saved.string("thresholds").unwrap_or_default();
+            return serde_json::from_str(text).map_err(|e| Error::Checkpoint(format!("{}: {e}", path.display())));
+        }
+        let setting = &self.recipe.calibration;
+        let (images, timesteps) = match self.recipe.limits.batches {
+            // A quick look should not spend its time here.
+            Some(_) => (setting.images().min(16), timesteps.min(5)),
+            None => (setting.images(), timesteps),
+        };
+        let loader = self.data.training(images.min(self.data.counts().0), seed::derive(self.recipe.seed, &[3]))?;
+        let batch = loader.epoch(0).next().ok_or_else(|| Error::Checkpoint("there are no training images to calibrate on".into()))??;
+        let found = calibrate(network, &to_tensors(&batch, self.device)?.0, setting, timesteps)?;
+        let text = serde_json::to_string(&found).map_err(|e| Error::Checkpoint(e.to_string()))?;
+        std::fs::create_dir_all(self.folder).map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
+        Checkpoint::new().with_all("network.", network.tensors()).with_string("thresholds", text).save(&path)?;
+        Ok(found)
+    }
+
+    fn stage(&self, phase: &PhasePlan, network: &mut Network, teacher: &Network, observer: &mut dyn Observer) -> Result<StageResult> {
+        let trainer = self.trainer(phase, phase.distillation.map(|_| teacher));
+        let path = trainer.folder.join("result.json");
+        if let Some(found) = read_result::<StageResult>(&path)? {
+            let best = trainer.folder.join("best.safetensors");
+            network.load(&load(&best)?.section(""), &best.display().to_string())?;
+            let (val_accuracy, test_accuracy) = (found.val_accuracy, found.test_accuracy);
+            observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy })?;
+            return Ok(found);
+        }
+        let Mode::Spiking { timesteps } = mode(phase.kind) else {
+            return Err(Error::Checkpoint(format!("stage {} does not spike", phase.name)));
+        };
+        if !trainer.has_begun() {
+            self.check_alive(phase, network, timesteps, observer)?;
+        }
+        let progress = trainer.train(network, observer)?;
+        if matches!(phase.kind, PhaseKind::Stage(_)) {
+            self.check_alive(phase, network, timesteps, observer)?;
+        }
+        let mut monitor = Monitor::new();
+        let limit = self.recipe.limits.batches;
+        let test = evaluate(network, mode(phase.kind), self.data, Split::Test, limit, Some(&mut monitor))?;
+        let val_accuracy = progress.best.map_or(0., |b| b.accuracy);
+        observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy: test.accuracy })?;
+        let layers: Vec<LayerRates> = monitor.layers()?.into_iter().map(LayerRates::from).collect();
+        let energy = energy(network, timesteps, &layers)?;
+        let means = |pick: &dyn Fn(&fewstep_spiking::Neuron) -> Tensor| -> Result<Vec<f64>> {
+            let neurons = network.units().iter().filter_map(|u| u.neuron.as_ref());
+            neurons.map(|n| Ok(pick(n).f_mean(tch::Kind::Double)?.f_double_value(&[])?)).collect()
+        };
+        let found = StageResult {
+            name: phase.name.clone(),
+            timesteps,
+            val_accuracy,
+            test_accuracy: test.accuracy,
+            val_accuracy_last: progress.last.map_or(0., |b| b.accuracy),
+            spike_rate_mean: mean_rate(network, &layers),
+            spike_rate_per_layer: layers.iter().map(|l| l.spike_rate).collect(),
+            energy_ratio: energy.ratio,
+            energy,
+            epochs: progress.epochs_done,
+            best_epoch: progress.best_epoch,
+            train_seconds: progress.train_seconds,
+            latency_ms: latency(network, mode(phase.kind), &self.one_image()?)?,
+            thresholds: means(&|n| n.threshold.shallow_clone())?,
+            leaks: means(&|n| n.leak.shallow_clone())?,
+            warnings: monitor.warnings()?,
+            layers,
+        };
+        write_result(&path, &found)?;
+        Ok(found)
+    }
+
+    /// Looks at the spikes of a validation batch: a dead layer ends a stage, and is the very thing that an ablation may show.
+    fn check_alive(&self, phase: &PhasePlan, network: &Network, timesteps: u32, observer: &mut dyn Observer) -> Result<()> {
+        let monitor = probe(network, timesteps, self.data)?;
+        if let (Some(layer), PhaseKind::Stage(_)) = (monitor.first_dead_layer()?, phase.kind) {
+            return Err(Error::Dead { stage: phase.name.clone(), layer });
+        }
+        for message in monitor.warnings()? {
+            observer.event(&Event::Warning { phase: &phase.name, message })?;
+        }
+        Ok(())
+    }
+
+    fn one_image(&self) -> Result<Tensor> {
+        let loader = self.data.evaluation(Split::Validation, 1)?;
+        let batch = loader.epoch(0).next().ok_or_else(|| Error::Checkpoint("the validation split is empty".into()))??;
+        Ok(to_tensors(&batch, self.device)?.0)
+    }
+}
+
+/// A converted network with the same values.
+fn copy(network: &Network, recipe: &Recipe) -> Result<Network> {
+    let mut other = Network::new(network.plan().clone(), network.device())?;
+    other.add_neurons(&recipe.neuron)?;
+    other.load(&network.tensors().into_iter().collect(), "the converted network")?;
+    Ok(other)
+}
+
+fn read_result<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| Error::Checkpoint(format!("{}: not a result of this version ({e})", path.display()))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::Checkpoint(format!("{}: {e}", path.display()))),
+    }
+}
+
+fn write_result(path: &Path, result: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(result).map_err(|e| Error::Checkpoint(e.to_string()))?;
+    Ok(write_atomically(path, text.as_bytes())?)
+}

@@ -1,0 +1,161 @@
+//! `fewstep run CONFIG`: an experiment from its config to `runs/<name>/`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use fewstep_iir::{Data, Recipe};
+use fewstep_torch::device;
+
+use crate::commands::{observe::Recorder, summary};
+use crate::config::{self, ConfigSource};
+use crate::experiment::Experiment;
+use crate::progress::ProgressMode;
+use crate::run::{Existing, RunFolder};
+
+/// Options of `fewstep run`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Example: fewstep run configs/iir/fashion-mnist-quick.toml --set seed=1 --set name=fashion-seed1")]
+pub struct Options {
+    /// A config, such as configs/iir/demo.toml
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Options that `run` and `demo` share.
+#[derive(Args, Debug, Clone)]
+pub struct Common {
+    /// Change a value of the config: KEY=VALUE, as often as needed (snn.timesteps=[3,1])
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Go on with a run that was stopped
+    #[arg(long)]
+    pub resume: bool,
+    /// Delete what an earlier run of this name wrote, and start anew
+    #[arg(long, conflicts_with = "resume")]
+    pub force: bool,
+    /// auto, cpu, cuda or cuda:N; the same as --set device=…
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Where run folders are
+    #[arg(long, default_value = "runs")]
+    pub runs: PathBuf,
+    /// No progress, only the table
+    #[arg(long)]
+    pub quiet: bool,
+    /// Print summary.json instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Common {
+    fn existing(&self) -> Existing {
+        match (self.resume, self.force) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Replace,
+            _ => Existing::Refuse,
+        }
+    }
+
+    pub(crate) fn overrides(&self) -> Vec<String> {
+        let device = self.device.iter().map(|d| format!("device={d}"));
+        self.set.iter().cloned().chain(device).collect()
+    }
+}
+
+/// Runs the config.
+///
+/// # Errors
+/// The config, the data, the folder or the training is at fault; one sentence.
+pub fn run(options: &Options) -> Result<()> {
+    let (experiment, source) = config::load_with_source::<Experiment>(&options.config, &options.common.overrides())?;
+    follow(&experiment, &source, &options.common)
+}
+
+/// Runs an experiment that was read from `source`.
+pub(crate) fn follow(experiment: &Experiment, source: &ConfigSource, common: &Common) -> Result<()> {
+    let recipe = experiment.recipe();
+    // Everything that can be wrong with the config is said before a folder is made.
+    recipe.validate().map_err(|e| place(source, e))?;
+    let device = device::resolve(experiment.device)?;
+    if let Some(threads) = experiment.threads {
+        if threads == 0 {
+            return Err(source.invalid("threads", "expected at least 1, found 0").into());
+        }
+        tch::set_num_threads(i32::try_from(threads)?);
+    }
+    let (data, stand_in) = open_data(experiment, &recipe, source)?;
+    check_plan(&recipe, &data, source)?;
+
+    let mut folder = RunFolder::create(&common.runs, &experiment.name, experiment, common.existing())?;
+    if folder.finished() && common.resume {
+        bail!("{} is finished; its figures are in summary.json (--force starts anew)", folder.path("").display());
+    }
+    let checkpoints = folder.checkpoints();
+    if common.force {
+        remove_checkpoints(&checkpoints)?;
+    }
+    if folder.resumed() {
+        folder.rewind(fewstep_iir::epochs_done(&recipe, &checkpoints)?)?;
+    }
+    let mode = ProgressMode::detect(common.quiet || common.json);
+    let mut recorder = Recorder::new(folder, mode, &recipe)?;
+    recorder.say(&format!(
+        "{}: {} on {} ({} + {} + {} images), {}",
+        experiment.name,
+        experiment.network.architecture,
+        data.name(),
+        data.counts().0,
+        data.counts().1,
+        data.counts().2,
+        device::name(device)
+    ));
+    let report = fewstep_iir::run(&recipe, &data, &checkpoints, device, &mut recorder)?;
+    let mut folder = recorder.into_folder();
+    summary::write(&mut folder, experiment, &data, stand_in, device, &report)?;
+    summary::print(&folder, &report, common.json)
+}
+
+/// Puts the config's line in front of an error about a value.
+fn place(source: &ConfigSource, error: fewstep_iir::Error) -> anyhow::Error {
+    match error {
+        fewstep_iir::Error::Recipe { key, reason } => source.invalid(&key, reason).into(),
+        other => other.into(),
+    }
+}
+
+/// The data; under `limits.batches`, noise where it is not there.
+fn open_data(experiment: &Experiment, recipe: &Recipe, source: &ConfigSource) -> Result<(Data, bool)> {
+    let section = &experiment.data;
+    match Data::open_with(&section.spec(), &section.options(), experiment.seed) {
+        Ok(data) => Ok((data, false)),
+        Err(fewstep_iir::Error::Data(fewstep_datasets::Error::NotFound { .. }))
+            if recipe.limits.batches.is_some() && section.stand_in.is_some() =>
+        {
+            let name = section.stand_in.clone().unwrap_or_default();
+            eprintln!("{} is not there: noise takes its place ({name}); accuracies mean nothing", section.name);
+            let spec = fewstep_datasets::DataSpec::new(name, None);
+            let options = fewstep_iir::DataOptions { train_images: None, test_images: None, ..section.options() };
+            Ok((Data::open_with(&spec, &options, experiment.seed).map_err(|e| place(source, e))?, true))
+        }
+        Err(e) => Err(place(source, e)),
+    }
+}
+
+/// An architecture that does not fit the images is the config's fault.
+fn check_plan(recipe: &Recipe, data: &Data, source: &ConfigSource) -> Result<()> {
+    let shape = data.shape();
+    let input = [shape.channels as i64, shape.height as i64, shape.width as i64];
+    match recipe.network.plan(input, data.class_names().len() as i64) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(source.invalid("network.architecture", e.to_string()).into()),
+    }
+}
+
+fn remove_checkpoints(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(format!("{}", folder.display())),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,54 @@
+//! The plots of a run, as PNG: pure functions from plain numbers to the bytes of a file.
+//!
+//! All are drawn for 900×600 points at twice that many pixels, with a font that is compiled in (DejaVu Sans: no system
+//! fonts are needed) and the colour-blind-safe palette of Okabe and Ito. A value that is NaN or infinite is left out of a
+//! curve and shown as "n/a" where a number would stand.
+
+mod accuracy;
+mod axes;
+mod canvas;
+mod energy;
+mod loss;
+mod rates;
+
+#[cfg(test)]
+mod tests;
+
+pub use accuracy::{AccuracyPlot, StagePoint, accuracy_over_timesteps};
+pub use energy::{EnergyBar, EnergyPlot, energy_bars};
+pub use loss::{EpochPoint, LossPlot, loss_curves};
+pub use rates::{SpikeRatePlot, SpikeRateStage, spike_rates};
+
+/// Why there is no plot.
+#[derive(Debug, thiserror::Error)]
+pub enum PlotError {
+    /// Nothing was given to draw.
+    #[error("the plot of {plot} has nothing to show: expected at least one {expected}, found none")]
+    Empty {
+        /// What the plot is of.
+        plot: &'static str,
+        /// What it is drawn from.
+        expected: &'static str,
+    },
+    /// A stage with another number of layers than there are layer names.
+    #[error(
+        "the plot of spike rates: stage `{stage}` must have {expected} rates, one for each layer, but has {found}"
+    )]
+    LayerCount {
+        /// The stage's label.
+        stage: String,
+        /// The number of layers.
+        expected: usize,
+        /// The number of rates.
+        found: usize,
+    },
+    /// The font that is compiled in cannot be read.
+    #[error("the font for plots cannot be read: {0}")]
+    Font(#[from] ab_glyph::InvalidFont),
+    /// Drawing into memory failed.
+    #[error("a plot cannot be drawn: {0}")]
+    Draw(String),
+    /// The picture cannot be written as PNG.
+    #[error("a plot cannot be written as PNG: {0}")]
+    Encode(#[from] image::ImageError),
+}
