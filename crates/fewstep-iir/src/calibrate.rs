@@ -26,7 +26,11 @@ const CHUNK: u32 = 10;
 /// # Errors
 /// libtorch refuses.
 pub fn percentile(x: &Tensor, p: f64, per_row: bool) -> Result<Tensor> {
-    let flat = if per_row { x.f_flatten(1, -1)? } else { x.f_flatten(0, -1)?.f_unsqueeze(0)? };
+    let flat = if per_row {
+        x.f_flatten(1, -1)?
+    } else {
+        x.f_flatten(0, -1)?.f_unsqueeze(0)?
+    };
     let n = flat.size()[1];
     // Half to even, as Python's round in the published code.
     let k = 1 + (p / 100. * (n - 1) as f64).round_ties_even() as i64;
@@ -39,7 +43,12 @@ pub fn percentile(x: &Tensor, p: f64, per_row: bool) -> Result<Tensor> {
 ///
 /// # Errors
 /// The network has no neurons, or the images do not fit.
-pub fn calibrate(network: &mut Network, images: &Tensor, setting: &Calibration, timesteps: u32) -> Result<Vec<Calibrated>> {
+pub fn calibrate(
+    network: &mut Network,
+    images: &Tensor,
+    setting: &Calibration,
+    timesteps: u32,
+) -> Result<Vec<Calibrated>> {
     let _guard = tch::no_grad_guard();
     let layers: Vec<usize> = (0..network.units().len())
         .filter(|&i| network.units()[i].neuron.is_some())
@@ -47,7 +56,10 @@ pub fn calibrate(network: &mut Network, images: &Tensor, setting: &Calibration, 
         .collect();
     let mut found = Vec::new();
     for i in layers {
-        let per_channel = network.units()[i].neuron.as_ref().is_some_and(|n| n.threshold.numel() > 1);
+        let per_channel = network.units()[i]
+            .neuron
+            .as_ref()
+            .is_some_and(|n| n.threshold.numel() > 1);
         let mut largest: Option<Tensor> = None;
         let mut state = Vec::new();
         // The first layer's current is the image's at every timestep.
@@ -58,7 +70,11 @@ pub fn calibrate(network: &mut Network, images: &Tensor, setting: &Calibration, 
             let current = network.current(Input::Direct(images), chunk, i, &mut state)?;
             for t in 0..current.size()[0] {
                 let now = current.f_get(t)?;
-                let now = if per_channel { now.f_transpose(0, 1)?.f_contiguous()? } else { now };
+                let now = if per_channel {
+                    now.f_transpose(0, 1)?.f_contiguous()?
+                } else {
+                    now
+                };
                 let value = percentile(&now, setting.percentile(), per_channel)?;
                 largest = Some(match largest {
                     Some(m) => m.f_maximum(&value)?,
@@ -71,13 +87,22 @@ pub fn calibrate(network: &mut Network, images: &Tensor, setting: &Calibration, 
         if let (Some(neuron), Some(value)) = (network.units_mut()[i].neuron.as_mut(), largest) {
             let value = value.f_where_self(&value.f_gt(0.)?, &value.f_full_like(FALLBACK)?)?;
             neuron.threshold.f_copy_(&value)?;
-            found.push(Calibrated { layer: name, threshold: 0. });
+            found.push(Calibrated {
+                layer: name,
+                threshold: 0.,
+            });
         }
     }
     for unit in network.units_mut() {
-        if let (Some(neuron), Some(f)) = (unit.neuron.as_mut(), found.iter_mut().find(|f| f.layer == unit.name)) {
+        if let (Some(neuron), Some(f)) = (
+            unit.neuron.as_mut(),
+            found.iter_mut().find(|f| f.layer == unit.name),
+        ) {
             let _ = neuron.threshold.f_mul_scalar_(setting.scale())?;
-            f.threshold = neuron.threshold.f_mean(tch::Kind::Float)?.f_double_value(&[])?;
+            f.threshold = neuron
+                .threshold
+                .f_mean(tch::Kind::Float)?
+                .f_double_value(&[])?;
         }
     }
     Ok(found)
@@ -93,14 +118,21 @@ mod tests {
         tch::manual_seed(0);
         let plan = zoo::vgg("8 A 16 16", [3, 8, 8], &[16], 4, 1., false).unwrap();
         let mut n = Network::new(plan, Device::Cpu).unwrap();
-        n.add_neurons(&NeuronOptions { per_channel, ..NeuronOptions::default() }).unwrap();
+        n.add_neurons(&NeuronOptions {
+            per_channel,
+            ..NeuronOptions::default()
+        })
+        .unwrap();
         n
     }
 
     #[test]
     fn the_percentile_is_the_one_of_the_published_code() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/spiking.safetensors");
-        let all = fewstep_torch::Checkpoint::load(&path).unwrap().section("percentile/");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/parity/spiking.safetensors");
+        let all = fewstep_torch::Checkpoint::load(&path)
+            .unwrap()
+            .section("percentile/");
         for p in ["90", "99.7"] {
             let found = percentile(&all["input"], p.parse().unwrap(), false).unwrap();
             assert_eq!(found, all[&format!("p={p}")].view([1]), "{p}");
@@ -112,13 +144,22 @@ mod tests {
         for per_channel in [false, true] {
             let mut n = network(per_channel);
             let x = Tensor::rand([32, 3, 8, 8], (Kind::Float, Device::Cpu));
-            let setting = Calibration { timesteps: Some(1), ..Calibration::default() };
+            let setting = Calibration {
+                timesteps: Some(1),
+                ..Calibration::default()
+            };
             assert_eq!(calibrate(&mut n, &x, &setting, 1).unwrap().len(), 4);
             let mut m = Monitor::new();
-            n.forward(Input::Direct(&x), &Forward::spiking(1), Some(&mut m)).unwrap();
+            n.forward(Input::Direct(&x), &Forward::spiking(1), Some(&mut m))
+                .unwrap();
             for l in m.layers().unwrap() {
                 // The last layer's currents take few values, so ties keep it a little below.
-                assert!((0.06..=0.1).contains(&l.spike_rate), "{}: {}", l.name, l.spike_rate);
+                assert!(
+                    (0.06..=0.1).contains(&l.spike_rate),
+                    "{}: {}",
+                    l.name,
+                    l.spike_rate
+                );
             }
         }
     }
@@ -127,7 +168,10 @@ mod tests {
     fn the_scale_is_applied_once_all_thresholds_are_found() {
         let x = Tensor::rand([16, 3, 8, 8], (Kind::Float, Device::Cpu));
         let run = |scale| {
-            let setting = Calibration { scale: Some(scale), ..Calibration::default() };
+            let setting = Calibration {
+                scale: Some(scale),
+                ..Calibration::default()
+            };
             calibrate(&mut network(false), &x, &setting, 25).unwrap()
         };
         for (a, b) in run(1.).iter().zip(&run(0.5)) {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use fewstep_datasets::{
-    Augment, DataSpec, Dataset, ImageShape, Loader, LoaderOptions, Statistics, Subset, statistics, stratified_split, stratified_take,
+    Augment, DataSpec, Dataset, ImageShape, Loader, LoaderOptions, Statistics, Subset, statistics,
+    stratified_split, stratified_take,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -26,7 +27,12 @@ pub struct DataOptions {
 
 impl Default for DataOptions {
     fn default() -> Self {
-        Self { validation_fraction: 0.1, train_images: None, test_images: None, augment: Augment::default() }
+        Self {
+            validation_fraction: 0.1,
+            train_images: None,
+            test_images: None,
+            augment: Augment::default(),
+        }
     }
 }
 
@@ -54,7 +60,14 @@ impl Data {
     /// # Errors
     /// The data is not there or damaged.
     pub fn open(spec: &DataSpec, validation_fraction: f64, seed: u64) -> Result<Self> {
-        Self::open_with(spec, &DataOptions { validation_fraction, ..DataOptions::default() }, seed)
+        Self::open_with(
+            spec,
+            &DataOptions {
+                validation_fraction,
+                ..DataOptions::default()
+            },
+            seed,
+        )
     }
 
     /// Opens a data set. The seed decides which images are for validation.
@@ -63,23 +76,34 @@ impl Data {
     /// The data is not there or damaged; an option out of range.
     pub fn open_with(spec: &DataSpec, options: &DataOptions, seed: u64) -> Result<Self> {
         if !(options.validation_fraction > 0. && options.validation_fraction < 1.) {
-            let reason = format!("expected a number between 0 and 1, found {}", options.validation_fraction);
-            return Err(Error::Recipe { key: "data.validation_fraction".into(), reason });
+            let reason = format!(
+                "expected a number between 0 and 1, found {}",
+                options.validation_fraction
+            );
+            return Err(Error::Recipe {
+                key: "data.validation_fraction".into(),
+                reason,
+            });
         }
         let splits = spec.open()?;
-        let taken = |set: Arc<dyn Dataset>, n: Option<usize>, key: &str| -> Result<Arc<dyn Dataset>> {
-            match n {
-                Some(n) if n == 0 || n > set.len() => {
-                    let reason = format!("expected 1 to {} (what there is), found {n}", set.len());
-                    Err(Error::Recipe { key: format!("data.{key}"), reason })
+        let taken =
+            |set: Arc<dyn Dataset>, n: Option<usize>, key: &str| -> Result<Arc<dyn Dataset>> {
+                match n {
+                    Some(n) if n == 0 || n > set.len() => {
+                        let reason =
+                            format!("expected 1 to {} (what there is), found {n}", set.len());
+                        Err(Error::Recipe {
+                            key: format!("data.{key}"),
+                            reason,
+                        })
+                    }
+                    Some(n) => {
+                        let indices = stratified_take(set.labels(), n, seed);
+                        Ok(Arc::new(Subset::new(set, indices)?))
+                    }
+                    None => Ok(set),
                 }
-                Some(n) => {
-                    let indices = stratified_take(set.labels(), n, seed);
-                    Ok(Arc::new(Subset::new(set, indices)?))
-                }
-                None => Ok(set),
-            }
-        };
+            };
         let all = taken(splits.train, options.train_images, "train_images")?;
         let test = taken(splits.test, options.test_images, "test_images")?;
         let (train, validation) = stratified_split(all.labels(), options.validation_fraction, seed);
@@ -89,7 +113,14 @@ impl Data {
             Some(s) => s,
             None => statistics(train.as_ref())?,
         };
-        Ok(Self { name: test.name().to_owned(), train, validation, test, statistics, augment: options.augment })
+        Ok(Self {
+            name: test.name().to_owned(),
+            train,
+            validation,
+            test,
+            statistics,
+            augment: options.augment,
+        })
     }
 
     /// The data set's name.
@@ -131,15 +162,26 @@ impl Data {
             Split::Validation => &self.validation,
             Split::Test => &self.test,
         };
-        let options = LoaderOptions { batch_size, statistics: self.statistics.clone(), ..LoaderOptions::default() };
+        let options = LoaderOptions {
+            batch_size,
+            statistics: self.statistics.clone(),
+            ..LoaderOptions::default()
+        };
         Ok(Loader::new(set.clone(), options)?)
     }
 }
 
 /// A batch as tensors: images `[N, C, H, W]`, labels `[N]`.
-pub(crate) fn to_tensors(batch: &fewstep_datasets::Batch, device: Device) -> Result<(Tensor, Tensor)> {
+pub(crate) fn to_tensors(
+    batch: &fewstep_datasets::Batch,
+    device: Device,
+) -> Result<(Tensor, Tensor)> {
     let shape: Vec<i64> = batch.images.shape().iter().map(|&d| d as i64).collect();
     let images = batch.images.as_standard_layout();
-    let images = Tensor::f_from_slice(images.as_slice().unwrap_or_default())?.f_view(shape.as_slice())?;
-    Ok((images.f_to_device(device)?, Tensor::f_from_slice(&batch.labels)?.f_to_device(device)?))
+    let images =
+        Tensor::f_from_slice(images.as_slice().unwrap_or_default())?.f_view(shape.as_slice())?;
+    Ok((
+        images.f_to_device(device)?,
+        Tensor::f_from_slice(&batch.labels)?.f_to_device(device)?,
+    ))
 }

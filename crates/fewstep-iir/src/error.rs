@@ -23,7 +23,9 @@ pub enum Error {
         reason: String,
     },
     /// The loss is no longer a number.
-    #[error("stage {stage}: the loss is {loss} in epoch {epoch}, batch {batch}: {place}; lower the learning rate or the surrogate's height")]
+    #[error(
+        "stage {stage}: the loss is {loss} in epoch {epoch}, batch {batch}: {place}; lower the learning rate or the surrogate's height"
+    )]
     NotFinite {
         /// `ann`, `t5`, …
         stage: String,

@@ -61,35 +61,76 @@ pub(crate) fn evaluate(
     mut monitor: Option<&mut Monitor>,
 ) -> Result<Evaluation> {
     let _guard = tch::no_grad_guard();
-    let options = Forward { mode, train: false, dropout: 0., operations: false };
+    let options = Forward {
+        mode,
+        train: false,
+        dropout: 0.,
+        operations: false,
+    };
     // Large images and many timesteps would not fit in memory at once.
-    let pixels = network.plan().units.first().map_or(1, fewstep_spiking::plan::UnitPlan::neurons).max(1);
-    let timesteps = if let Mode::Spiking { timesteps } = mode { i64::from(timesteps) } else { 1 };
+    let pixels = network
+        .plan()
+        .units
+        .first()
+        .map_or(1, fewstep_spiking::plan::UnitPlan::neurons)
+        .max(1);
+    let timesteps = if let Mode::Spiking { timesteps } = mode {
+        i64::from(timesteps)
+    } else {
+        1
+    };
     let batch = BATCH.min((100_000_000 / (pixels * timesteps)).max(1) as usize);
     let (mut correct, mut loss, mut images) = (0., 0., 0);
-    for batch in data.evaluation(split, batch)?.epoch(0).take(limit.unwrap_or(usize::MAX)) {
+    for batch in data
+        .evaluation(split, batch)?
+        .epoch(0)
+        .take(limit.unwrap_or(usize::MAX))
+    {
         let (x, y) = to_tensors(&batch?, network.device())?;
-        let logits = network.forward(Input::Direct(&x), &options, monitor.as_deref_mut())?.logits;
+        let logits = network
+            .forward(Input::Direct(&x), &options, monitor.as_deref_mut())?
+            .logits;
         let n = y.size()[0] as usize;
-        correct += logits.f_argmax(-1, false)?.f_eq_tensor(&y)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        correct += logits
+            .f_argmax(-1, false)?
+            .f_eq_tensor(&y)?
+            .f_sum(Kind::Double)?
+            .f_double_value(&[])?;
         loss += cross_entropy(&logits, &y, 0.)?.f_double_value(&[])? * n as f64;
         images += n;
     }
     if images == 0 {
-        return Err(Error::Checkpoint("the split to evaluate on is empty".into()));
+        return Err(Error::Checkpoint(
+            "the split to evaluate on is empty".into(),
+        ));
     }
-    Ok(Evaluation { accuracy: correct / images as f64, loss: loss / images as f64, images })
+    Ok(Evaluation {
+        accuracy: correct / images as f64,
+        loss: loss / images as f64,
+        images,
+    })
 }
 
 /// What the network does for the first validation batch at this T.
 pub(crate) fn probe(network: &Network, timesteps: u32, data: &Data) -> Result<Monitor> {
     let mut monitor = Monitor::new();
-    evaluate(network, Mode::Spiking { timesteps }, data, Split::Validation, Some(1), Some(&mut monitor))?;
+    evaluate(
+        network,
+        Mode::Spiking { timesteps },
+        data,
+        Split::Validation,
+        Some(1),
+        Some(&mut monitor),
+    )?;
     Ok(monitor)
 }
 
 /// Energy from measured spike rates (first layer once, published pool convention; both are repeated in the report).
-pub(crate) fn energy(network: &Network, timesteps: u32, rates: &[LayerRates]) -> Result<EnergyReport> {
+pub(crate) fn energy(
+    network: &Network,
+    timesteps: u32,
+    rates: &[LayerRates],
+) -> Result<EnergyReport> {
     let (layers, activity): (Vec<_>, Vec<_>) = network
         .plan()
         .operations()
@@ -98,29 +139,55 @@ pub(crate) fn energy(network: &Network, timesteps: u32, rates: &[LayerRates]) ->
             let activity = match source {
                 None => LayerActivity::ANALOG,
                 // Sums of many thousand rates may pass T by a rounding error.
-                Some(s) => LayerActivity::new(rates.get(s).map_or(0., |r| r.spike_rate.min(f64::from(timesteps)))),
+                Some(s) => LayerActivity::new(
+                    rates
+                        .get(s)
+                        .map_or(0., |r| r.spike_rate.min(f64::from(timesteps))),
+                ),
             };
             (ops, activity)
         })
         .unzip();
-    Ok(EnergyModel::default().report(&layers, &activity, EnergyOptions::timesteps(u64::from(timesteps)))?)
+    Ok(EnergyModel::default().report(
+        &layers,
+        &activity,
+        EnergyOptions::timesteps(u64::from(timesteps)),
+    )?)
 }
 
 /// Total spikes over total neurons.
 pub(crate) fn mean_rate(network: &Network, rates: &[LayerRates]) -> f64 {
-    let neurons: Vec<_> = network.plan().units.iter().map(|u| u.neurons() as f64).collect();
-    let spikes: f64 = rates.iter().zip(&neurons).map(|(r, n)| r.spike_rate * n).sum();
+    let neurons: Vec<_> = network
+        .plan()
+        .units
+        .iter()
+        .map(|u| u.neurons() as f64)
+        .collect();
+    let spikes: f64 = rates
+        .iter()
+        .zip(&neurons)
+        .map(|(r, n)| r.spike_rate * n)
+        .sum();
     spikes / neurons.iter().take(rates.len()).sum::<f64>().max(1.)
 }
 
 /// Wall-clock time of one forward pass of `images` `[N, …]`, per image: at most 30 samples or two seconds, after a warm-up.
 pub(crate) fn latency(network: &Network, mode: Mode, images: &Tensor) -> Result<LatencySummary> {
     let _guard = tch::no_grad_guard();
-    let options = Forward { mode, train: false, dropout: 0., operations: false };
+    let options = Forward {
+        mode,
+        train: false,
+        dropout: 0.,
+        operations: false,
+    };
     let once = || -> Result<f64> {
         let start = Instant::now();
         // Reading a value waits for a GPU.
-        network.forward(Input::Direct(images), &options, None)?.logits.f_sum(Kind::Float)?.f_double_value(&[])?;
+        network
+            .forward(Input::Direct(images), &options, None)?
+            .logits
+            .f_sum(Kind::Float)?
+            .f_double_value(&[])?;
         Ok(start.elapsed().as_secs_f64() * 1e3)
     };
     once()?;

@@ -10,7 +10,9 @@ use crate::{Error, Result};
 /// libtorch refuses.
 pub fn fold_batch_norm(network: &mut Network) -> Result<()> {
     network.replace_batch_norm(|synapse| {
-        let Some(norm) = synapse.batch_norm.take() else { return Ok(()) };
+        let Some(norm) = synapse.batch_norm.take() else {
+            return Ok(());
+        };
         let _guard = tch::no_grad_guard();
         let factor = &norm.weight / (&norm.running_var + BatchNorm::EPS).f_sqrt()?;
         let before = match &synapse.bias {
@@ -39,21 +41,51 @@ mod tests {
             let mut n = Network::new(plan, Device::Cpu).unwrap();
             let x = Tensor::randn([8, 3, 16, 16], (Kind::Float, Device::Cpu));
             for _ in 0..3 {
-                n.forward(Input::Direct(&x), &Forward { train: true, ..Forward::analog() }, None).unwrap();
+                n.forward(
+                    Input::Direct(&x),
+                    &Forward {
+                        train: true,
+                        ..Forward::analog()
+                    },
+                    None,
+                )
+                .unwrap();
             }
-            let before = n.forward(Input::Direct(&x), &Forward::analog(), None).unwrap().logits;
+            let before = n
+                .forward(Input::Direct(&x), &Forward::analog(), None)
+                .unwrap()
+                .logits;
             fold_batch_norm(&mut n).unwrap();
-            assert!(n.tensors().iter().all(|(name, _)| !name.contains("batch_norm")));
-            assert_eq!(n.plan().parameters(), n.parameters().iter().map(|(_, p)| p.numel() as i64).sum::<i64>());
-            let after = n.forward(Input::Direct(&x), &Forward::analog(), None).unwrap().logits;
-            assert!((before - after).abs().max().double_value(&[]) < 1e-4, "{name}");
+            assert!(
+                n.tensors()
+                    .iter()
+                    .all(|(name, _)| !name.contains("batch_norm"))
+            );
+            assert_eq!(
+                n.plan().parameters(),
+                n.parameters()
+                    .iter()
+                    .map(|(_, p)| p.numel() as i64)
+                    .sum::<i64>()
+            );
+            let after = n
+                .forward(Input::Direct(&x), &Forward::analog(), None)
+                .unwrap()
+                .logits;
+            assert!(
+                (before - after).abs().max().double_value(&[]) < 1e-4,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn folding_equals_torchs_fuse_conv_bn_eval() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/spiking.safetensors");
-        let all = fewstep_torch::Checkpoint::load(&path).unwrap().section("fold/");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/parity/spiking.safetensors");
+        let all = fewstep_torch::Checkpoint::load(&path)
+            .unwrap()
+            .section("fold/");
         let plan = zoo::vgg("4", [3, 5, 5], &[], 2, 1., true).unwrap();
         let mut n = Network::new(plan, Device::Cpu).unwrap();
         let s = &mut n.units_mut()[0].synapse;

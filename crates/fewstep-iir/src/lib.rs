@@ -38,5 +38,6 @@ pub use observer::{Event, Observer, Silent};
 pub use phase::epochs_done;
 pub use pipeline::{AnnResult, Report, StageResult, run};
 pub use schedule::{
-    Arm, Calibration, CalibrationPreset, Direct, Epochs, Limits, NetworkOptions, PhaseKind, PhasePlan, Recipe, Snn, Training,
+    Arm, Calibration, CalibrationPreset, Direct, Epochs, Limits, NetworkOptions, PhaseKind,
+    PhasePlan, Recipe, Snn, Training,
 };

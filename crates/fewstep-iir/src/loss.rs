@@ -42,7 +42,8 @@ mod tests {
 
     #[test]
     fn both_losses_and_their_gradients_equal_torchs() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/spiking.safetensors");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/parity/spiking.safetensors");
         let all = fewstep_torch::Checkpoint::load(&path).unwrap();
         let tensor = |name: &str| all.tensor(&format!("loss/{name}")).unwrap().shallow_clone();
         let check = |name: &str, loss: &dyn Fn(&Tensor) -> Tensor| {
@@ -51,13 +52,20 @@ mod tests {
             value.backward();
             let near = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-6;
             assert!(near(&value.detach().view([1]), &tensor(name)), "{name}");
-            assert!(near(&student.grad(), &tensor(&format!("{name}/grad"))), "{name}: gradient");
+            assert!(
+                near(&student.grad(), &tensor(&format!("{name}/grad"))),
+                "{name}: gradient"
+            );
         };
         for smoothing in [0., 0.1] {
-            check(&format!("cross_entropy/smoothing={smoothing}"), &|s| cross_entropy(s, &tensor("labels"), smoothing).unwrap());
+            check(&format!("cross_entropy/smoothing={smoothing}"), &|s| {
+                cross_entropy(s, &tensor("labels"), smoothing).unwrap()
+            });
         }
         for tau in [1., 4.] {
-            check(&format!("distill/tau={tau}"), &|s| distillation(s, &tensor("teacher"), tau).unwrap());
+            check(&format!("distill/tau={tau}"), &|s| {
+                distillation(s, &tensor("teacher"), tau).unwrap()
+            });
         }
     }
 }

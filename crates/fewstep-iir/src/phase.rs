@@ -58,35 +58,72 @@ impl Trainer<'_> {
     }
 
     /// Trains the network, or goes on where the checkpoint stopped, and leaves the weights that were best on validation in it.
-    pub(crate) fn train(&self, network: &mut Network, observer: &mut dyn Observer) -> Result<Progress> {
+    pub(crate) fn train(
+        &self,
+        network: &mut Network,
+        observer: &mut dyn Observer,
+    ) -> Result<Progress> {
         let mut optimiser = self.optimiser(network)?;
         let mut progress = self.resume(network, &mut optimiser)?;
         let (name, epochs) = (self.phase.name.as_str(), self.phase.training.epochs);
         let (number, phases) = (self.phase.number, self.phases);
-        observer.event(&Event::PhaseStarted { phase: name, number, phases, epochs, done: progress.epochs_done })?;
+        observer.event(&Event::PhaseStarted {
+            phase: name,
+            number,
+            phases,
+            epochs,
+            done: progress.epochs_done,
+        })?;
         for epoch in progress.epochs_done..epochs {
             let start = Instant::now();
-            let (train_loss, learning_rate) = self.epoch(network, &mut optimiser, epoch, observer)?;
+            let (train_loss, learning_rate) =
+                self.epoch(network, &mut optimiser, epoch, observer)?;
             progress.train_seconds += start.elapsed().as_secs_f64();
-            let found = evaluate(network, mode(self.phase.kind), self.data, Split::Validation, self.limit, None)?;
+            let found = evaluate(
+                network,
+                mode(self.phase.kind),
+                self.data,
+                Split::Validation,
+                self.limit,
+                None,
+            )?;
             // Later epochs win ties: the learning rate is lower there.
             let best = progress.best.is_none_or(|b| found.accuracy >= b.accuracy);
             if best {
-                self.write(&self.best(), Checkpoint::new().with_all("", network.tensors()))?;
+                self.write(
+                    &self.best(),
+                    Checkpoint::new().with_all("", network.tensors()),
+                )?;
                 (progress.best, progress.best_epoch) = (Some(found), epoch + 1);
             }
             (progress.last, progress.epochs_done) = (Some(found), epoch + 1);
             let seconds = start.elapsed().as_secs_f64();
             let (number, validation) = (epoch + 1, &found);
             // Told before the checkpoint is written: a log then always reaches as far as the checkpoints do.
-            observer.event(&Event::Epoch { phase: name, epoch: number, epochs, learning_rate, train_loss, validation, best, seconds })?;
+            observer.event(&Event::Epoch {
+                phase: name,
+                epoch: number,
+                epochs,
+                learning_rate,
+                train_loss,
+                validation,
+                best,
+                seconds,
+            })?;
             let state = Checkpoint::new()
                 .with_all("network.", network.tensors())
                 .with_all("optimiser.", optimiser.state())
-                .with_string("progress", serde_json::to_string(&progress).map_err(|e| Error::Checkpoint(e.to_string()))?);
+                .with_string(
+                    "progress",
+                    serde_json::to_string(&progress)
+                        .map_err(|e| Error::Checkpoint(e.to_string()))?,
+                );
             self.write(&self.last(), state)?;
         }
-        network.load(&load(&self.best())?.section(""), &self.best().display().to_string())?;
+        network.load(
+            &load(&self.best())?.section(""),
+            &self.best().display().to_string(),
+        )?;
         Ok(progress)
     }
 
@@ -97,7 +134,8 @@ impl Trainer<'_> {
     fn resume(&self, network: &mut Network, optimiser: &mut Optimiser) -> Result<Progress> {
         let path = self.last();
         if !path.exists() {
-            std::fs::create_dir_all(&self.folder).map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
+            std::fs::create_dir_all(&self.folder)
+                .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
             return Ok(Progress::default());
         }
         let saved = load(&path)?;
@@ -119,19 +157,41 @@ impl Trainer<'_> {
                 others.push((name, p));
             }
         }
-        let group = |parameters, weight_decay, lr_factor| ParameterGroup { parameters, weight_decay, lr_factor };
+        let group = |parameters, weight_decay, lr_factor| ParameterGroup {
+            parameters,
+            weight_decay,
+            lr_factor,
+        };
         let t = &self.phase.training;
-        let groups = vec![group(weights, t.weight_decay, 1.), group(others, 0., 1.), group(neurons, 0., self.phase.threshold_lr_factor)];
+        let groups = vec![
+            group(weights, t.weight_decay, 1.),
+            group(others, 0., 1.),
+            group(neurons, 0., self.phase.threshold_lr_factor),
+        ];
         Ok(Optimiser::new(t.optimiser, groups)?)
     }
 
     /// One epoch; returns the mean loss and the last learning rate.
-    fn epoch(&self, network: &mut Network, optimiser: &mut Optimiser, epoch: u32, observer: &mut dyn Observer) -> Result<(f64, f64)> {
+    fn epoch(
+        &self,
+        network: &mut Network,
+        optimiser: &mut Optimiser,
+        epoch: u32,
+        observer: &mut dyn Observer,
+    ) -> Result<(f64, f64)> {
         let t = &self.phase.training;
         // Everything random in an epoch follows from its place, so a resumed run draws what the whole one drew.
-        seed::set_libtorch(seed::derive(self.seed, &[1, self.phase.number, u64::from(epoch)]));
-        let loader = self.data.training(t.batch_size, seed::derive(self.seed, &[2, self.phase.number]))?;
-        let batches = loader.batches_per_epoch().min(self.limit.unwrap_or(usize::MAX));
+        seed::set_libtorch(seed::derive(
+            self.seed,
+            &[1, self.phase.number, u64::from(epoch)],
+        ));
+        let loader = self.data.training(
+            t.batch_size,
+            seed::derive(self.seed, &[2, self.phase.number]),
+        )?;
+        let batches = loader
+            .batches_per_epoch()
+            .min(self.limit.unwrap_or(usize::MAX));
         let options = Forward {
             mode: mode(self.phase.kind),
             train: self.phase.kind == PhaseKind::Ann,
@@ -144,7 +204,9 @@ impl Trainer<'_> {
             let out = network.forward(Input::Direct(&x), &options, None)?;
             let mut loss = cross_entropy(&out.logits, &y, t.label_smoothing)?;
             if let (Some(d), Some(teacher)) = (self.phase.distillation, self.teacher) {
-                let target = tch::no_grad(|| teacher.forward(Input::Direct(&x), &Forward::analog(), None))?.logits;
+                let target =
+                    tch::no_grad(|| teacher.forward(Input::Direct(&x), &Forward::analog(), None))?
+                        .logits;
                 loss += distillation(&out.logits, &target, d.temperature)? * d.weight;
             }
             if let Some(operations) = &out.operations {
@@ -154,21 +216,41 @@ impl Trainer<'_> {
             if !value.is_finite() {
                 return Err(self.not_finite(network, &options, &x, value, epoch, i)?);
             }
-            optimiser.zero_grad();
-            loss.f_backward()?;
+            if i % t.accumulate == 0 {
+                optimiser.zero_grad();
+            }
+            // The last step of an epoch may have fewer batches to its mean.
+            let of_step = t.accumulate.min(batches - i / t.accumulate * t.accumulate);
+            (loss / of_step as f64).f_backward()?;
             let done = f64::from(epoch) + i as f64 / batches as f64;
             rate = t.learning_rate * t.schedule.factor(done, t.epochs);
-            optimiser.step(rate)?;
-            network.constrain()?;
+            if (i + 1) % t.accumulate == 0 || i + 1 == batches {
+                optimiser.step(rate)?;
+                network.constrain()?;
+            }
             sum += value;
             let (phase, epoch, batch) = (self.phase.name.as_str(), epoch + 1, i + 1);
-            observer.event(&Event::Batch { phase, epoch, batch, batches, loss: sum / (i + 1) as f64 })?;
+            observer.event(&Event::Batch {
+                phase,
+                epoch,
+                batch,
+                batches,
+                loss: sum / (i + 1) as f64,
+            })?;
         }
         Ok((sum / batches.max(1) as f64, rate))
     }
 
     /// Says where a loss that is no number begins: in a parameter, or in the first layer whose potential is not finite.
-    fn not_finite(&self, network: &Network, options: &Forward, x: &tch::Tensor, loss: f64, epoch: u32, batch: usize) -> Result<Error> {
+    fn not_finite(
+        &self,
+        network: &Network,
+        options: &Forward,
+        x: &tch::Tensor,
+        loss: f64,
+        epoch: u32,
+        batch: usize,
+    ) -> Result<Error> {
         let _guard = tch::no_grad_guard();
         let mut place = None;
         for (name, p) in network.tensors() {
@@ -178,14 +260,30 @@ impl Trainer<'_> {
         }
         if place.is_none() {
             let mut monitor = Monitor::new();
-            network.forward(Input::Direct(x), &Forward { dropout: 0., operations: false, ..*options }, Some(&mut monitor))?;
-            place = monitor.first_non_finite_layer().map(|l| format!("layer `{l}` is the first whose potential is not finite"));
+            network.forward(
+                Input::Direct(x),
+                &Forward {
+                    dropout: 0.,
+                    operations: false,
+                    ..*options
+                },
+                Some(&mut monitor),
+            )?;
+            place = monitor
+                .first_non_finite_layer()
+                .map(|l| format!("layer `{l}` is the first whose potential is not finite"));
         }
         if place.is_none() && x.f_isfinite()?.f_all()?.f_double_value(&[])? == 0. {
             place = Some("the images are not finite".into());
         }
         let place = place.unwrap_or_else(|| "the read-out overflows".into());
-        Ok(Error::NotFinite { stage: self.phase.name.clone(), loss, epoch: epoch + 1, batch: batch + 1, place })
+        Ok(Error::NotFinite {
+            stage: self.phase.name.clone(),
+            loss,
+            epoch: epoch + 1,
+            batch: batch + 1,
+            place,
+        })
     }
 }
 
@@ -205,14 +303,20 @@ pub fn epochs_done(recipe: &crate::Recipe, folder: &Path) -> Result<u64> {
 }
 
 fn progress_of(saved: &Checkpoint, path: &Path) -> Result<Progress> {
-    serde_json::from_str(saved.string("progress").unwrap_or_default())
-        .map_err(|e| Error::Checkpoint(format!("{}: its entry `progress` can't be read: {e}", path.display())))
+    serde_json::from_str(saved.string("progress").unwrap_or_default()).map_err(|e| {
+        Error::Checkpoint(format!(
+            "{}: its entry `progress` can't be read: {e}",
+            path.display()
+        ))
+    })
 }
 
 /// A checkpoint of this run; the error says how to go on where it is damaged.
 pub(crate) fn load(path: &Path) -> Result<Checkpoint> {
     Checkpoint::load(path).map_err(|e| {
-        let hint = path.parent().map_or(String::new(), |p| format!("; delete {} to train that phase again", p.display()));
+        let hint = path.parent().map_or(String::new(), |p| {
+            format!("; delete {} to train that phase again", p.display())
+        });
         Error::Checkpoint(format!("{e}{hint}"))
     })
 }

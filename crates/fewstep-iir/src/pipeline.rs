@@ -13,7 +13,9 @@ use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
 use crate::fold::fold_batch_norm;
 use crate::phase::{Trainer, load, mode};
-use crate::{Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result};
+use crate::{
+    Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result,
+};
 
 /// What a run found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,9 +98,22 @@ pub struct StageResult {
 ///
 /// # Errors
 /// An impossible recipe, damaged data or checkpoints, a loss that is no number, a dead network, a full disk.
-pub fn run(recipe: &Recipe, data: &Data, folder: &Path, device: Device, observer: &mut dyn Observer) -> Result<Report> {
+pub fn run(
+    recipe: &Recipe,
+    data: &Data,
+    folder: &Path,
+    device: Device,
+    observer: &mut dyn Observer,
+) -> Result<Report> {
     let phases = recipe.phases()?;
-    Pipeline { recipe, data, folder, device, phases: &phases }.run(observer)
+    Pipeline {
+        recipe,
+        data,
+        folder,
+        device,
+        phases: &phases,
+    }
+    .run(observer)
 }
 
 struct Pipeline<'a> {
@@ -114,19 +129,28 @@ impl Pipeline<'_> {
         let (mut stages, mut direct) = (Vec::new(), Vec::new());
         let (ann, teacher) = self.ann(&self.phases[0], observer)?;
         let mut converted = Network::new(self.plan()?, self.device)?;
-        converted.load(&teacher.tensors().into_iter().collect(), "the artificial network")?;
+        converted.load(
+            &teacher.tensors().into_iter().collect(),
+            "the artificial network",
+        )?;
         fold_batch_norm(&mut converted)?;
         converted.add_neurons(&self.recipe.neuron)?;
         let ann = self.finish_ann(ann, &converted)?;
 
         let mut network = copy(&converted, self.recipe)?;
-        let calibrated = self.calibrated(&mut network, "t-first", self.recipe.calibration.timesteps())?;
-        observer.event(&Event::Calibrated { phase: &self.phases[1].name, thresholds: &calibrated })?;
+        let calibrated =
+            self.calibrated(&mut network, "t-first", self.recipe.calibration.timesteps())?;
+        observer.event(&Event::Calibrated {
+            phase: &self.phases[1].name,
+            thresholds: &calibrated,
+        })?;
         let carried = copy(&network, self.recipe)?;
         for phase in &self.phases[1..] {
             match phase.kind {
                 PhaseKind::Ann => {}
-                PhaseKind::Stage(_) => stages.push(self.stage(phase, &mut network, &teacher, observer)?),
+                PhaseKind::Stage(_) => {
+                    stages.push(self.stage(phase, &mut network, &teacher, observer)?)
+                }
                 PhaseKind::Direct(arm) => {
                     let mut start = match arm {
                         Arm::Carried => copy(&carried, self.recipe)?,
@@ -141,26 +165,50 @@ impl Pipeline<'_> {
                     };
                     if arm == Arm::Calibrated {
                         let thresholds = self.calibrated(&mut start, &phase.name, 1)?;
-                        observer.event(&Event::Calibrated { phase: &phase.name, thresholds: &thresholds })?;
+                        observer.event(&Event::Calibrated {
+                            phase: &phase.name,
+                            thresholds: &thresholds,
+                        })?;
                     }
                     direct.push(self.stage(phase, &mut start, &teacher, observer)?);
                 }
             }
         }
         let plan = self.plan()?;
-        Ok(Report { ann, stages, direct, calibrated, parameters: plan.parameters(), macs: plan.macs() })
+        Ok(Report {
+            ann,
+            stages,
+            direct,
+            calibrated,
+            parameters: plan.parameters(),
+            macs: plan.macs(),
+        })
     }
 
     fn plan(&self) -> Result<fewstep_spiking::Plan> {
         let shape = self.data.shape();
-        let input = [shape.channels as i64, shape.height as i64, shape.width as i64];
-        self.recipe.network.plan(input, self.data.class_names().len() as i64)
+        let input = [
+            shape.channels as i64,
+            shape.height as i64,
+            shape.width as i64,
+        ];
+        self.recipe
+            .network
+            .plan(input, self.data.class_names().len() as i64)
     }
 
     fn trainer<'a>(&'a self, phase: &'a PhasePlan, teacher: Option<&'a Network>) -> Trainer<'a> {
         let (phases, data, seed) = (self.phases.len(), self.data, self.recipe.seed);
         let limit = self.recipe.limits.batches;
-        Trainer { phase, phases, data, seed, limit, folder: self.folder.join(&phase.name), teacher }
+        Trainer {
+            phase,
+            phases,
+            data,
+            seed,
+            limit,
+            folder: self.folder.join(&phase.name),
+            teacher,
+        }
     }
 
     /// Trains the artificial network; its result lacks what needs the folded network.
@@ -172,13 +220,28 @@ impl Pipeline<'_> {
             let best = self.folder.join(&phase.name).join("best.safetensors");
             network.load(&load(&best)?.section(""), &best.display().to_string())?;
             let (val_accuracy, test_accuracy) = (found.val_accuracy, found.test_accuracy);
-            observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy })?;
+            observer.event(&Event::PhaseEnded {
+                phase: &phase.name,
+                val_accuracy,
+                test_accuracy,
+            })?;
             return Ok((found, network));
         }
         let progress = self.trainer(phase, None).train(&mut network, observer)?;
-        let test = evaluate(&network, Mode::Analog, self.data, Split::Test, self.recipe.limits.batches, None)?;
+        let test = evaluate(
+            &network,
+            Mode::Analog,
+            self.data,
+            Split::Test,
+            self.recipe.limits.batches,
+            None,
+        )?;
         let val_accuracy = progress.best.map_or(0., |b| b.accuracy);
-        observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy: test.accuracy })?;
+        observer.event(&Event::PhaseEnded {
+            phase: &phase.name,
+            val_accuracy,
+            test_accuracy: test.accuracy,
+        })?;
         let found = AnnResult {
             val_accuracy,
             test_accuracy: test.accuracy,
@@ -196,7 +259,8 @@ impl Pipeline<'_> {
         let path = self.folder.join(&self.phases[0].name).join("result.json");
         if !path.exists() {
             let limit = self.recipe.limits.batches;
-            ann.test_accuracy_folded = evaluate(folded, Mode::Analog, self.data, Split::Test, limit, None)?.accuracy;
+            ann.test_accuracy_folded =
+                evaluate(folded, Mode::Analog, self.data, Split::Test, limit, None)?.accuracy;
             ann.latency_ms = latency(folded, Mode::Analog, &self.one_image()?)?;
             write_result(&path, &ann)?;
         }
@@ -204,13 +268,19 @@ impl Pipeline<'_> {
     }
 
     /// Calibrates, or takes the thresholds that an earlier start of this run found: the very same images are used, but it can take long.
-    fn calibrated(&self, network: &mut Network, name: &str, timesteps: u32) -> Result<Vec<Calibrated>> {
+    fn calibrated(
+        &self,
+        network: &mut Network,
+        name: &str,
+        timesteps: u32,
+    ) -> Result<Vec<Calibrated>> {
         let path = self.folder.join(format!("calibrated-{name}.safetensors"));
         if path.exists() {
             let saved = load(&path)?;
             network.load(&saved.section("network."), &path.display().to_string())?;
             let text = saved.string("thresholds").unwrap_or_default();
-            return serde_json::from_str(text).map_err(|e| Error::Checkpoint(format!("{}: {e}", path.display())));
+            return serde_json::from_str(text)
+                .map_err(|e| Error::Checkpoint(format!("{}: {e}", path.display())));
         }
         let setting = &self.recipe.calibration;
         let (images, timesteps) = match self.recipe.limits.batches {
@@ -218,27 +288,54 @@ impl Pipeline<'_> {
             Some(_) => (setting.images().min(16), timesteps.min(5)),
             None => (setting.images(), timesteps),
         };
-        let loader = self.data.training(images.min(self.data.counts().0), seed::derive(self.recipe.seed, &[3]))?;
-        let batch = loader.epoch(0).next().ok_or_else(|| Error::Checkpoint("there are no training images to calibrate on".into()))??;
-        let found = calibrate(network, &to_tensors(&batch, self.device)?.0, setting, timesteps)?;
+        let loader = self.data.training(
+            images.min(self.data.counts().0),
+            seed::derive(self.recipe.seed, &[3]),
+        )?;
+        let batch = loader.epoch(0).next().ok_or_else(|| {
+            Error::Checkpoint("there are no training images to calibrate on".into())
+        })??;
+        let found = calibrate(
+            network,
+            &to_tensors(&batch, self.device)?.0,
+            setting,
+            timesteps,
+        )?;
         let text = serde_json::to_string(&found).map_err(|e| Error::Checkpoint(e.to_string()))?;
-        std::fs::create_dir_all(self.folder).map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
-        Checkpoint::new().with_all("network.", network.tensors()).with_string("thresholds", text).save(&path)?;
+        std::fs::create_dir_all(self.folder)
+            .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
+        Checkpoint::new()
+            .with_all("network.", network.tensors())
+            .with_string("thresholds", text)
+            .save(&path)?;
         Ok(found)
     }
 
-    fn stage(&self, phase: &PhasePlan, network: &mut Network, teacher: &Network, observer: &mut dyn Observer) -> Result<StageResult> {
+    fn stage(
+        &self,
+        phase: &PhasePlan,
+        network: &mut Network,
+        teacher: &Network,
+        observer: &mut dyn Observer,
+    ) -> Result<StageResult> {
         let trainer = self.trainer(phase, phase.distillation.map(|_| teacher));
         let path = trainer.folder.join("result.json");
         if let Some(found) = read_result::<StageResult>(&path)? {
             let best = trainer.folder.join("best.safetensors");
             network.load(&load(&best)?.section(""), &best.display().to_string())?;
             let (val_accuracy, test_accuracy) = (found.val_accuracy, found.test_accuracy);
-            observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy })?;
+            observer.event(&Event::PhaseEnded {
+                phase: &phase.name,
+                val_accuracy,
+                test_accuracy,
+            })?;
             return Ok(found);
         }
         let Mode::Spiking { timesteps } = mode(phase.kind) else {
-            return Err(Error::Checkpoint(format!("stage {} does not spike", phase.name)));
+            return Err(Error::Checkpoint(format!(
+                "stage {} does not spike",
+                phase.name
+            )));
         };
         if !trainer.has_begun() {
             self.check_alive(phase, network, timesteps, observer)?;
@@ -249,14 +346,31 @@ impl Pipeline<'_> {
         }
         let mut monitor = Monitor::new();
         let limit = self.recipe.limits.batches;
-        let test = evaluate(network, mode(phase.kind), self.data, Split::Test, limit, Some(&mut monitor))?;
+        let test = evaluate(
+            network,
+            mode(phase.kind),
+            self.data,
+            Split::Test,
+            limit,
+            Some(&mut monitor),
+        )?;
         let val_accuracy = progress.best.map_or(0., |b| b.accuracy);
-        observer.event(&Event::PhaseEnded { phase: &phase.name, val_accuracy, test_accuracy: test.accuracy })?;
-        let layers: Vec<LayerRates> = monitor.layers()?.into_iter().map(LayerRates::from).collect();
+        observer.event(&Event::PhaseEnded {
+            phase: &phase.name,
+            val_accuracy,
+            test_accuracy: test.accuracy,
+        })?;
+        let layers: Vec<LayerRates> = monitor
+            .layers()?
+            .into_iter()
+            .map(LayerRates::from)
+            .collect();
         let energy = energy(network, timesteps, &layers)?;
         let means = |pick: &dyn Fn(&fewstep_spiking::Neuron) -> Tensor| -> Result<Vec<f64>> {
             let neurons = network.units().iter().filter_map(|u| u.neuron.as_ref());
-            neurons.map(|n| Ok(pick(n).f_mean(tch::Kind::Double)?.f_double_value(&[])?)).collect()
+            neurons
+                .map(|n| Ok(pick(n).f_mean(tch::Kind::Double)?.f_double_value(&[])?))
+                .collect()
         };
         let found = StageResult {
             name: phase.name.clone(),
@@ -282,20 +396,35 @@ impl Pipeline<'_> {
     }
 
     /// Looks at the spikes of a validation batch: a dead layer ends a stage, and is the very thing that an ablation may show.
-    fn check_alive(&self, phase: &PhasePlan, network: &Network, timesteps: u32, observer: &mut dyn Observer) -> Result<()> {
+    fn check_alive(
+        &self,
+        phase: &PhasePlan,
+        network: &Network,
+        timesteps: u32,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         let monitor = probe(network, timesteps, self.data)?;
         if let (Some(layer), PhaseKind::Stage(_)) = (monitor.first_dead_layer()?, phase.kind) {
-            return Err(Error::Dead { stage: phase.name.clone(), layer });
+            return Err(Error::Dead {
+                stage: phase.name.clone(),
+                layer,
+            });
         }
         for message in monitor.warnings()? {
-            observer.event(&Event::Warning { phase: &phase.name, message })?;
+            observer.event(&Event::Warning {
+                phase: &phase.name,
+                message,
+            })?;
         }
         Ok(())
     }
 
     fn one_image(&self) -> Result<Tensor> {
         let loader = self.data.evaluation(Split::Validation, 1)?;
-        let batch = loader.epoch(0).next().ok_or_else(|| Error::Checkpoint("the validation split is empty".into()))??;
+        let batch = loader
+            .epoch(0)
+            .next()
+            .ok_or_else(|| Error::Checkpoint("the validation split is empty".into()))??;
         Ok(to_tensors(&batch, self.device)?.0)
     }
 }
@@ -304,21 +433,28 @@ impl Pipeline<'_> {
 fn copy(network: &Network, recipe: &Recipe) -> Result<Network> {
     let mut other = Network::new(network.plan().clone(), network.device())?;
     other.add_neurons(&recipe.neuron)?;
-    other.load(&network.tensors().into_iter().collect(), "the converted network")?;
+    other.load(
+        &network.tensors().into_iter().collect(),
+        "the converted network",
+    )?;
     Ok(other)
 }
 
 fn read_result<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| Error::Checkpoint(format!("{}: not a result of this version ({e})", path.display()))),
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+            Error::Checkpoint(format!(
+                "{}: not a result of this version ({e})",
+                path.display()
+            ))
+        }),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::Checkpoint(format!("{}: {e}", path.display()))),
     }
 }
 
 fn write_result(path: &Path, result: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(result).map_err(|e| Error::Checkpoint(e.to_string()))?;
+    let text =
+        serde_json::to_string_pretty(result).map_err(|e| Error::Checkpoint(e.to_string()))?;
     Ok(write_atomically(path, text.as_bytes())?)
 }

@@ -24,7 +24,12 @@ pub struct NetworkOptions {
 
 impl Default for NetworkOptions {
     fn default() -> Self {
-        Self { architecture: "vgg16".into(), hidden: zoo::PUBLISHED_HIDDEN.into(), width: 1., batch_norm: true }
+        Self {
+            architecture: "vgg16".into(),
+            hidden: zoo::PUBLISHED_HIDDEN.into(),
+            width: 1.,
+            batch_norm: true,
+        }
     }
 }
 
@@ -34,7 +39,14 @@ impl NetworkOptions {
     /// # Errors
     /// An unknown architecture, or one that does not fit the images.
     pub fn plan(&self, input: [i64; 3], classes: i64) -> Result<Plan> {
-        Ok(zoo::by_name(&self.architecture, input, &self.hidden, classes, self.width, self.batch_norm)?)
+        Ok(zoo::by_name(
+            &self.architecture,
+            input,
+            &self.hidden,
+            classes,
+            self.width,
+            self.batch_norm,
+        )?)
     }
 }
 
@@ -46,6 +58,8 @@ pub struct Training {
     pub epochs: u32,
     /// Images in a batch.
     pub batch_size: usize,
+    /// Batches whose mean gradient makes one step, for batches that do not fit in memory.
+    pub accumulate: usize,
     /// The optimiser.
     pub optimiser: OptimiserConfig,
     /// The base learning rate.
@@ -67,9 +81,16 @@ impl Default for Training {
         Self {
             epochs: 300,
             batch_size: 64,
-            optimiser: OptimiserConfig::Sgd { momentum: 0.9, nesterov: false },
+            accumulate: 1,
+            optimiser: OptimiserConfig::Sgd {
+                momentum: 0.9,
+                nesterov: false,
+            },
             learning_rate: 1e-2,
-            schedule: LearningRate::MultiStep { milestones: vec![0.45, 0.7, 0.9], factor: 5. },
+            schedule: LearningRate::MultiStep {
+                milestones: vec![0.45, 0.7, 0.9],
+                factor: 5.,
+            },
             weight_decay: 5e-4,
             dropout: 0.2,
             label_smoothing: 0.,
@@ -157,6 +178,8 @@ pub struct Snn {
     pub epochs: Epochs,
     /// Images in a batch.
     pub batch_size: usize,
+    /// Batches whose mean gradient makes one step, for batches that do not fit in memory.
+    pub accumulate: usize,
     /// The optimiser; fresh in every stage.
     pub optimiser: OptimiserConfig,
     /// The base learning rate; back at its start in every stage.
@@ -184,9 +207,18 @@ impl Default for Snn {
             timesteps: vec![5, 4, 3, 2, 1],
             epochs: Epochs::Same(500),
             batch_size: 64,
-            optimiser: OptimiserConfig::Adam { betas: [0.9, 0.999], eps: 1e-8, amsgrad: true, decoupled: false },
+            accumulate: 1,
+            optimiser: OptimiserConfig::Adam {
+                betas: [0.9, 0.999],
+                eps: 1e-8,
+                amsgrad: true,
+                decoupled: false,
+            },
             learning_rate: 1e-4,
-            schedule: LearningRate::MultiStep { milestones: vec![0.6, 0.8, 0.9], factor: 5. },
+            schedule: LearningRate::MultiStep {
+                milestones: vec![0.6, 0.8, 0.9],
+                factor: 5.,
+            },
             threshold_lr_factor: 1.,
             weight_decay: 0.,
             dropout: 0.2,
@@ -312,7 +344,13 @@ impl Recipe {
     /// As [`Recipe::validate`].
     pub fn phases(&self) -> Result<Vec<PhasePlan>> {
         self.validate()?;
-        let limited = |epochs: u32| if self.limits.batches.is_some() { 1 } else { epochs };
+        let limited = |epochs: u32| {
+            if self.limits.batches.is_some() {
+                1
+            } else {
+                epochs
+            }
+        };
         let mut ann = self.ann.clone();
         ann.epochs = limited(ann.epochs);
         let mut phases = vec![PhasePlan {
@@ -329,6 +367,7 @@ impl Recipe {
             let training = Training {
                 epochs: limited(epochs),
                 batch_size: snn.batch_size,
+                accumulate: snn.accumulate,
                 optimiser: snn.optimiser,
                 learning_rate: snn.learning_rate,
                 schedule: snn.schedule.clone(),
@@ -354,7 +393,11 @@ impl Recipe {
             push(PhaseKind::Stage(t), format!("t{t}"), epochs);
         }
         for &arm in &self.direct.arms {
-            push(PhaseKind::Direct(arm), format!("direct-{}", arm.name()), self.direct.epochs.unwrap_or(each.iter().sum()));
+            push(
+                PhaseKind::Direct(arm),
+                format!("direct-{}", arm.name()),
+                self.direct.epochs.unwrap_or(each.iter().sum()),
+            );
         }
         Ok(phases)
     }
@@ -362,32 +405,70 @@ impl Recipe {
     /// # Errors
     /// The first value that is impossible, with its key.
     pub fn validate(&self) -> Result<()> {
-        let wrong = |key: &str, reason: String| Err(Error::Recipe { key: key.into(), reason });
-        self.neuron.validate().map_err(|e| Error::Recipe { key: "neuron".into(), reason: e.to_string() })?;
+        let wrong = |key: &str, reason: String| {
+            Err(Error::Recipe {
+                key: key.into(),
+                reason,
+            })
+        };
+        self.neuron.validate().map_err(|e| Error::Recipe {
+            key: "neuron".into(),
+            reason: e.to_string(),
+        })?;
         let snn = &self.snn;
-        if snn.timesteps.is_empty() || snn.timesteps.contains(&0) || snn.timesteps.windows(2).any(|w| w[0] <= w[1]) {
-            return wrong("snn.timesteps", format!("expected a descending list of numbers from 1 up, found {:?}", snn.timesteps));
+        if snn.timesteps.is_empty()
+            || snn.timesteps.contains(&0)
+            || snn.timesteps.windows(2).any(|w| w[0] <= w[1])
+        {
+            return wrong(
+                "snn.timesteps",
+                format!(
+                    "expected a descending list of numbers from 1 up, found {:?}",
+                    snn.timesteps
+                ),
+            );
         }
         if let Epochs::Each(list) = &snn.epochs
             && (list.len() != snn.timesteps.len() || list.contains(&0))
         {
-            let expected = format!("expected {} numbers of at least 1, one a stage", snn.timesteps.len());
+            let expected = format!(
+                "expected {} numbers of at least 1, one a stage",
+                snn.timesteps.len()
+            );
             return wrong("snn.epochs", format!("{expected}, found {list:?}"));
         }
         let positive = [
             ("ann.epochs", f64::from(self.ann.epochs)),
             ("ann.batch_size", self.ann.batch_size as f64),
+            ("ann.accumulate", self.ann.accumulate as f64),
             ("ann.learning_rate", self.ann.learning_rate),
-            ("snn.epochs", if let Epochs::Same(n) = snn.epochs { f64::from(n) } else { 1. }),
+            (
+                "snn.epochs",
+                if let Epochs::Same(n) = snn.epochs {
+                    f64::from(n)
+                } else {
+                    1.
+                },
+            ),
             ("snn.batch_size", snn.batch_size as f64),
+            ("snn.accumulate", snn.accumulate as f64),
             ("snn.learning_rate", snn.learning_rate),
             ("snn.threshold_lr_factor", snn.threshold_lr_factor),
             ("direct.epochs", self.direct.epochs.map_or(1., f64::from)),
-            ("limits.batches", self.limits.batches.map_or(1., |b| b as f64)),
+            (
+                "limits.batches",
+                self.limits.batches.map_or(1., |b| b as f64),
+            ),
             ("calibration.scale", self.calibration.scale()),
-            ("calibration.timesteps", f64::from(self.calibration.timesteps())),
+            (
+                "calibration.timesteps",
+                f64::from(self.calibration.timesteps()),
+            ),
             ("calibration.images", self.calibration.images() as f64),
-            ("snn.distillation.temperature", snn.distillation.map_or(1., |d| d.temperature)),
+            (
+                "snn.distillation.temperature",
+                snn.distillation.map_or(1., |d| d.temperature),
+            ),
         ];
         if let Some((key, v)) = positive.iter().find(|(_, v)| !(v.is_finite() && *v > 0.)) {
             return wrong(key, format!("expected a number above 0, found {v}"));
@@ -399,23 +480,38 @@ impl Recipe {
             ("snn.label_smoothing", snn.label_smoothing),
         ];
         if let Some((key, v)) = shares.iter().find(|(_, v)| !(0. ..1.).contains(v)) {
-            return wrong(key, format!("expected a number from 0 to below 1, found {v}"));
+            return wrong(
+                key,
+                format!("expected a number from 0 to below 1, found {v}"),
+            );
         }
         let not_negative = [
             ("ann.weight_decay", self.ann.weight_decay),
             ("snn.weight_decay", snn.weight_decay),
             ("snn.rate_penalty", snn.rate_penalty),
-            ("snn.distillation.weight", snn.distillation.map_or(0., |d| d.weight)),
+            (
+                "snn.distillation.weight",
+                snn.distillation.map_or(0., |d| d.weight),
+            ),
         ];
-        if let Some((key, v)) = not_negative.iter().find(|(_, v)| !(v.is_finite() && *v >= 0.)) {
+        if let Some((key, v)) = not_negative
+            .iter()
+            .find(|(_, v)| !(v.is_finite() && *v >= 0.))
+        {
             return wrong(key, format!("expected a number of at least 0, found {v}"));
         }
         if !(0. ..=100.).contains(&self.calibration.percentile()) {
-            return wrong("calibration.percentile", format!("expected 0 to 100, found {}", self.calibration.percentile()));
+            return wrong(
+                "calibration.percentile",
+                format!("expected 0 to 100, found {}", self.calibration.percentile()),
+            );
         }
         let mut seen = HashSet::new();
         if let Some(arm) = self.direct.arms.iter().find(|a| !seen.insert(**a)) {
-            return wrong("direct.arms", format!("`{}` stands there twice", arm.name()));
+            return wrong(
+                "direct.arms",
+                format!("`{}` stands there twice", arm.name()),
+            );
         }
         Ok(())
     }
@@ -430,12 +526,22 @@ mod tests {
         let phases = Recipe::default().phases().unwrap();
         let names: Vec<_> = phases.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(names, ["ann", "t5", "t4", "t3", "t2", "t1"]);
-        assert!(phases[1..].iter().all(|p| p.training.learning_rate == 1e-4 && p.training.epochs == 500));
+        assert!(
+            phases[1..]
+                .iter()
+                .all(|p| p.training.learning_rate == 1e-4 && p.training.epochs == 500)
+        );
     }
 
     #[test]
     fn an_arm_gets_as_many_epochs_as_all_stages_unless_told_otherwise() {
-        let mut r = Recipe { direct: Direct { arms: vec![Arm::Carried], epochs: None }, ..Recipe::default() };
+        let mut r = Recipe {
+            direct: Direct {
+                arms: vec![Arm::Carried],
+                epochs: None,
+            },
+            ..Recipe::default()
+        };
         r.snn.epochs = Epochs::Each(vec![5, 4, 3, 2, 1]);
         assert_eq!(r.phases().unwrap()[6].training.epochs, 15);
         r.limits.batches = Some(20);
@@ -457,8 +563,17 @@ mod tests {
             e(&|r| r.snn.epochs = Epochs::Each(vec![1])),
             "snn.epochs: expected 5 numbers of at least 1, one a stage, found [1]"
         );
-        assert_eq!(e(&|r| r.ann.dropout = 1.), "ann.dropout: expected a number from 0 to below 1, found 1");
-        assert_eq!(e(&|r| r.snn.learning_rate = f64::NAN), "snn.learning_rate: expected a number above 0, found NaN");
-        assert_eq!(e(&|r| r.calibration.percentile = Some(101.)), "calibration.percentile: expected 0 to 100, found 101");
+        assert_eq!(
+            e(&|r| r.ann.dropout = 1.),
+            "ann.dropout: expected a number from 0 to below 1, found 1"
+        );
+        assert_eq!(
+            e(&|r| r.snn.learning_rate = f64::NAN),
+            "snn.learning_rate: expected a number above 0, found NaN"
+        );
+        assert_eq!(
+            e(&|r| r.calibration.percentile = Some(101.)),
+            "calibration.percentile: expected 0 to 100, found 101"
+        );
     }
 }

@@ -14,7 +14,10 @@ use crate::Result;
 pub fn poisson(x: &Tensor, timesteps: u32) -> Result<Tensor> {
     let mut shape = x.size();
     shape.insert(0, i64::from(timesteps));
-    Ok(x.f_clamp(0., 1.)?.f_unsqueeze(0)?.f_expand(&shape, false)?.f_bernoulli()?)
+    Ok(x.f_clamp(0., 1.)?
+        .f_unsqueeze(0)?
+        .f_expand(&shape, false)?
+        .f_bernoulli()?)
 }
 
 /// Latency code: one spike an element, the earlier the larger its value: at timestep round((1 − x)·(T − 1)), x clamped to 0..1.
@@ -54,7 +57,10 @@ mod tests {
     #[test]
     fn a_latency_code_has_one_spike_and_larger_values_come_first() {
         let s = latency(&Tensor::from_slice(&[1f32, 0.75, 0.5, 0., -1.]), 5).unwrap();
-        assert_eq!(s.sum_dim_intlist([0i64].as_slice(), false, Kind::Float), Tensor::ones([5], (Kind::Float, Device::Cpu)));
+        assert_eq!(
+            s.sum_dim_intlist([0i64].as_slice(), false, Kind::Float),
+            Tensor::ones([5], (Kind::Float, Device::Cpu))
+        );
         let when = Vec::<i64>::try_from(s.argmax(0, false)).unwrap();
         assert_eq!(when, [0, 1, 2, 4, 4]);
     }

@@ -66,13 +66,24 @@ impl Monitor {
     }
 
     /// Takes up one layer of one batch: `spikes` and `potential` are `[T, N, C, …]`.
-    pub(crate) fn record(&mut self, unit: usize, name: &str, spikes: &Tensor, potential: &Tensor) -> Result<()> {
+    pub(crate) fn record(
+        &mut self,
+        unit: usize,
+        name: &str,
+        spikes: &Tensor,
+        potential: &Tensor,
+    ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let size = spikes.size();
-        let over: Vec<i64> = (0..size.len() as i64).filter(|d| *d != 0 && *d != 2).collect();
+        let over: Vec<i64> = (0..size.len() as i64)
+            .filter(|d| *d != 0 && *d != 2)
+            .collect();
         let activity = spikes.f_sum_dim_intlist(over.as_slice(), false, Kind::Double)?;
         let number = |t: Tensor| -> Result<f64> { Ok(t.f_double_value(&[])?) };
-        let (sum, squares) = (number(potential.f_sum(Kind::Double)?)?, number(potential.f_square()?.f_sum(Kind::Double)?)?);
+        let (sum, squares) = (
+            number(potential.f_sum(Kind::Double)?)?,
+            number(potential.f_square()?.f_sum(Kind::Double)?)?,
+        );
         let (min, max) = (number(potential.f_min()?)?, number(potential.f_max()?)?);
         let count = potential.numel() as f64;
         let finite = sum.is_finite() && squares.is_finite();
@@ -80,7 +91,18 @@ impl Monitor {
             let neurons_per_channel = size.iter().skip(3).product::<i64>() as f64;
             let name = name.to_owned();
             let images = size[1] as f64;
-            self.layers.push(Sums { name, images, neurons_per_channel, activity, sum, squares, min, max, count, finite });
+            self.layers.push(Sums {
+                name,
+                images,
+                neurons_per_channel,
+                activity,
+                sum,
+                squares,
+                min,
+                max,
+                count,
+                finite,
+            });
         } else if let Some(l) = self.layers.get_mut(unit) {
             l.images += size[1] as f64;
             let _ = l.activity.f_add_(&activity)?;
@@ -107,12 +129,19 @@ impl Monitor {
     /// # Errors
     /// libtorch refuses.
     pub fn first_dead_layer(&self) -> Result<Option<String>> {
-        Ok(self.layers()?.into_iter().find(|l| l.spike_rate == 0.).map(|l| l.name))
+        Ok(self
+            .layers()?
+            .into_iter()
+            .find(|l| l.spike_rate == 0.)
+            .map(|l| l.name))
     }
 
     /// The first layer whose potential was not a finite number.
     pub fn first_non_finite_layer(&self) -> Option<&str> {
-        self.layers.iter().find(|l| !l.finite).map(|l| l.name.as_str())
+        self.layers
+            .iter()
+            .find(|l| !l.finite)
+            .map(|l| l.name.as_str())
     }
 
     /// Sentences for a person, one for each layer that is dead, nearly dead (over nine tenths of its channels) or saturated.
@@ -122,11 +151,20 @@ impl Monitor {
     pub fn warnings(&self) -> Result<Vec<String>> {
         let text = |l: LayerActivity| {
             if l.spike_rate == 0. {
-                Some(format!("layer `{}` is dead: none of its neurons fired; every layer behind it gets no input", l.name))
+                Some(format!(
+                    "layer `{}` is dead: none of its neurons fired; every layer behind it gets no input",
+                    l.name
+                ))
             } else if 10 * l.silent_channels > 9 * l.channels {
-                Some(format!("layer `{}` is dying: {} of its {} channels never fired", l.name, l.silent_channels, l.channels))
+                Some(format!(
+                    "layer `{}` is dying: {} of its {} channels never fired",
+                    l.name, l.silent_channels, l.channels
+                ))
             } else if 2 * l.saturated_channels > l.channels {
-                Some(format!("layer `{}` is saturated: {} of its {} channels always fire", l.name, l.saturated_channels, l.channels))
+                Some(format!(
+                    "layer `{}` is saturated: {} of its {} channels always fire",
+                    l.name, l.saturated_channels, l.channels
+                ))
             } else {
                 None
             }
@@ -138,8 +176,16 @@ impl Monitor {
 impl Sums {
     fn finish(&self) -> Result<LayerActivity> {
         let per = self.images * self.neurons_per_channel;
-        let channel = Vec::<f64>::try_from(self.activity.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Double)?)?;
-        let timestep = Vec::<f64>::try_from(self.activity.f_mean_dim([1i64].as_slice(), false, Kind::Double)?)?;
+        let channel = Vec::<f64>::try_from(self.activity.f_sum_dim_intlist(
+            [0i64].as_slice(),
+            false,
+            Kind::Double,
+        )?)?;
+        let timestep = Vec::<f64>::try_from(self.activity.f_mean_dim(
+            [1i64].as_slice(),
+            false,
+            Kind::Double,
+        )?)?;
         let spike_rate_per_timestep: Vec<_> = timestep.iter().map(|s| s / per).collect();
         let always = per * timestep.len() as f64;
         let mean = self.sum / self.count;
@@ -150,7 +196,12 @@ impl Sums {
             silent_channels: channel.iter().filter(|&&c| c == 0.).count(),
             saturated_channels: channel.iter().filter(|&&c| c >= always).count(),
             channels: channel.len(),
-            membrane: Moments { mean, std: (self.squares / self.count - mean * mean).max(0.).sqrt(), min: self.min, max: self.max },
+            membrane: Moments {
+                mean,
+                std: (self.squares / self.count - mean * mean).max(0.).sqrt(),
+                min: self.min,
+                max: self.max,
+            },
         })
     }
 }
@@ -168,10 +219,16 @@ mod tests {
         m.record(0, "a", &s, &u).unwrap();
         m.record(0, "a", &s, &u).unwrap();
         let l = m.layers().unwrap().remove(0);
-        assert_eq!((l.silent_channels, l.saturated_channels, l.channels), (1, 1, 3));
+        assert_eq!(
+            (l.silent_channels, l.saturated_channels, l.channels),
+            (1, 1, 3)
+        );
         assert!((l.spike_rate - 1.).abs() < 1e-12);
         assert!((l.spike_rate_per_timestep[0] - 1. / 3.).abs() < 1e-12);
-        assert_eq!((l.membrane.mean, l.membrane.min, l.membrane.max), (3.5, 1., 6.));
+        assert_eq!(
+            (l.membrane.mean, l.membrane.min, l.membrane.max),
+            (3.5, 1., 6.)
+        );
         assert_eq!(m.warnings().unwrap(), Vec::<String>::new());
     }
 

@@ -92,12 +92,22 @@ pub struct Forward {
 impl Forward {
     /// Evaluation as a spiking network.
     pub fn spiking(timesteps: u32) -> Self {
-        Self { mode: Mode::Spiking { timesteps }, train: false, dropout: 0., operations: false }
+        Self {
+            mode: Mode::Spiking { timesteps },
+            train: false,
+            dropout: 0.,
+            operations: false,
+        }
     }
 
     /// Evaluation as an artificial network.
     pub fn analog() -> Self {
-        Self { mode: Mode::Analog, train: false, dropout: 0., operations: false }
+        Self {
+            mode: Mode::Analog,
+            train: false,
+            dropout: 0.,
+            operations: false,
+        }
     }
 }
 
@@ -152,7 +162,11 @@ impl Network {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { plan, units, device })
+        Ok(Self {
+            plan,
+            units,
+            device,
+        })
     }
 
     /// The plan; after [`Network::fold`](Self::units_mut) its biases are there and its batch norms are not.
@@ -180,7 +194,10 @@ impl Network {
     ///
     /// # Errors
     /// Whatever `fold` returns.
-    pub fn replace_batch_norm<E>(&mut self, mut fold: impl FnMut(&mut Synapse) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+    pub fn replace_batch_norm<E>(
+        &mut self,
+        mut fold: impl FnMut(&mut Synapse) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         for (unit, planned) in self.units.iter_mut().zip(&mut self.plan.units) {
             for synapse in std::iter::once(&mut unit.synapse).chain(&mut unit.projection) {
                 if synapse.batch_norm.is_some() {
@@ -200,7 +217,11 @@ impl Network {
     pub fn add_neurons(&mut self, options: &NeuronOptions) -> Result<()> {
         for (unit, planned) in self.units.iter_mut().zip(&self.plan.units) {
             if planned.active {
-                unit.neuron = Some(Neuron::new(options, planned.connection.outputs(), self.device)?);
+                unit.neuron = Some(Neuron::new(
+                    options,
+                    planned.connection.outputs(),
+                    self.device,
+                )?);
             }
         }
         Ok(())
@@ -209,7 +230,10 @@ impl Network {
     /// Every trained tensor by its name: `conv1.weight`, `conv1.bias`, `conv1.batch_norm.weight`, `conv1.threshold`, `conv1.leak`,
     /// `stage2.block1.conv2.projection.weight`, …
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        self.tensors().into_iter().filter(|(_, t)| t.requires_grad()).collect()
+        self.tensors()
+            .into_iter()
+            .filter(|(_, t)| t.requires_grad())
+            .collect()
     }
 
     /// Every tensor by its name: the parameters, fixed thresholds and leaks, and running statistics.
@@ -233,7 +257,11 @@ impl Network {
     /// # Errors
     /// Lists every missing, extra and misshaped one; `what` names the source in the message.
     pub fn load(&mut self, tensors: &BTreeMap<String, Tensor>, what: &str) -> Result<()> {
-        Ok(fewstep_torch::checkpoint::copy_into(&self.tensors(), tensors, what)?)
+        Ok(fewstep_torch::checkpoint::copy_into(
+            &self.tensors(),
+            tensors,
+            what,
+        )?)
     }
 
     /// Brings thresholds and leaks back into their ranges.
@@ -241,15 +269,30 @@ impl Network {
     /// # Errors
     /// libtorch refuses.
     pub fn constrain(&mut self) -> Result<()> {
-        self.units.iter_mut().filter_map(|u| u.neuron.as_mut()).try_for_each(Neuron::constrain)
+        self.units
+            .iter_mut()
+            .filter_map(|u| u.neuron.as_mut())
+            .try_for_each(Neuron::constrain)
     }
 
     /// Logits for a batch. `monitor` collects what the layers did.
     ///
     /// # Errors
     /// An input of another shape; spiking mode before [`Network::add_neurons`].
-    pub fn forward(&self, input: Input, options: &Forward, monitor: Option<&mut Monitor>) -> Result<Output> {
-        self.run(input, options, Extras { monitor, ..Extras::default() })
+    pub fn forward(
+        &self,
+        input: Input,
+        options: &Forward,
+        monitor: Option<&mut Monitor>,
+    ) -> Result<Output> {
+        self.run(
+            input,
+            options,
+            Extras {
+                monitor,
+                ..Extras::default()
+            },
+        )
     }
 
     /// The current `[T, N, C, …]` (`[1, N, C, …]` for the first unit under direct encoding) that meets the neurons of unit number `unit`,
@@ -258,10 +301,22 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::forward`].
-    pub fn current(&self, input: Input, timesteps: u32, unit: usize, state: &mut Vec<Option<Tensor>>) -> Result<Tensor> {
+    pub fn current(
+        &self,
+        input: Input,
+        timesteps: u32,
+        unit: usize,
+        state: &mut Vec<Option<Tensor>>,
+    ) -> Result<Tensor> {
         state.resize_with(self.units.len(), || None);
-        let extras = Extras { state: Some(state), current_of: Some(unit), ..Extras::default() };
-        Ok(self.run(input, &Forward::spiking(timesteps), extras)?.logits)
+        let extras = Extras {
+            state: Some(state),
+            current_of: Some(unit),
+            ..Extras::default()
+        };
+        Ok(self
+            .run(input, &Forward::spiking(timesteps), extras)?
+            .logits)
     }
 
     fn run(&self, input: Input, options: &Forward, mut extras: Extras) -> Result<Output> {
@@ -269,7 +324,12 @@ impl Network {
         let mut direct = matches!(input, Input::Direct(_));
         let mut outputs: Vec<Option<Tensor>> = Vec::with_capacity(self.units.len());
         let mut operations: Option<Tensor> = None;
-        let keep: Vec<usize> = self.plan.units.iter().filter_map(|u| u.shortcut.map(|s| s.from)).collect();
+        let keep: Vec<usize> = self
+            .plan
+            .units
+            .iter()
+            .filter_map(|u| u.shortcut.map(|s| s.from))
+            .collect();
 
         for (i, (unit, planned)) in self.units.iter().zip(&self.plan.units).enumerate() {
             if matches!(planned.connection, Connection::Linear { .. }) && x.dim() > 2 {
@@ -278,15 +338,24 @@ impl Network {
             if !planned.active {
                 // Σ_t W·o[t] = W·Σ_t o[t]: one product instead of T.
                 let summed = if timesteps > 1 && !direct {
-                    x.f_view([timesteps, images, -1])?.f_sum_dim_intlist([0i64].as_slice(), false, x.kind())?
+                    x.f_view([timesteps, images, -1])?.f_sum_dim_intlist(
+                        [0i64].as_slice(),
+                        false,
+                        x.kind(),
+                    )?
                 } else {
                     x
                 };
-                return Ok(Output { logits: unit.synapse.apply(&summed, options.train)?, operations });
+                return Ok(Output {
+                    logits: unit.synapse.apply(&summed, options.train)?,
+                    operations,
+                });
             }
             let mut current = unit.synapse.apply(&x, options.train)?;
             if let Some(shortcut) = planned.shortcut {
-                let source = outputs[shortcut.from].as_ref().ok_or_else(|| Error::State("a shortcut from nowhere".into()))?;
+                let source = outputs[shortcut.from]
+                    .as_ref()
+                    .ok_or_else(|| Error::State("a shortcut from nowhere".into()))?;
                 current = match &unit.projection {
                     Some(p) => current + p.apply(source, options.train)?,
                     None => current + source,
@@ -295,11 +364,16 @@ impl Network {
             let steps = if direct { 1 } else { timesteps };
             let current = current.f_view(with_time(&current, steps, images).as_slice())?;
             if extras.current_of == Some(i) {
-                return Ok(Output { logits: current, operations: None });
+                return Ok(Output {
+                    logits: current,
+                    operations: None,
+                });
             }
             let activation = self.activate(i, &current, options.mode, &mut extras)?;
             direct = false;
-            if options.operations && let Some(next) = self.plan.units.get(i + 1) {
+            if options.operations
+                && let Some(next) = self.plan.units.get(i + 1)
+            {
                 let share = activation.f_mean(Kind::Float)? * (timesteps * next.macs()) as f64;
                 operations = Some(match operations {
                     Some(sum) => sum + share,
@@ -309,7 +383,13 @@ impl Network {
             x = self.after(i, activation, options.dropout)?;
             outputs.push(keep.contains(&i).then(|| x.shallow_clone()));
             if i + 2 == self.units.len() {
-                let dense: i64 = self.plan.units.iter().skip(1).map(crate::plan::UnitPlan::macs).sum();
+                let dense: i64 = self
+                    .plan
+                    .units
+                    .iter()
+                    .skip(1)
+                    .map(crate::plan::UnitPlan::macs)
+                    .sum();
                 operations = operations.map(|sum| sum / dense as f64);
             }
         }
@@ -321,7 +401,11 @@ impl Network {
         let timesteps = match mode {
             Mode::Analog => 1,
             Mode::Spiking { timesteps: 0 } => {
-                return Err(Error::Option { option: "timesteps", expected: "at least 1", found: "0".into() });
+                return Err(Error::Option {
+                    option: "timesteps",
+                    expected: "at least 1",
+                    found: "0".into(),
+                });
             }
             Mode::Spiking { timesteps } => i64::from(timesteps),
         };
@@ -331,15 +415,39 @@ impl Network {
             Input::Encoded(x) => (x, 2),
         };
         let size = x.size();
-        if size.len() != lead + 3 || size[lead..] != self.plan.input || (lead == 2 && size[0] != timesteps) {
-            let expected = if lead == 1 { format!("[N, {c}, {h}, {w}]") } else { format!("[{timesteps}, N, {c}, {h}, {w}]") };
-            return Err(Error::Input { expected, found: size });
+        if size.len() != lead + 3
+            || size[lead..] != self.plan.input
+            || (lead == 2 && size[0] != timesteps)
+        {
+            let expected = if lead == 1 {
+                format!("[N, {c}, {h}, {w}]")
+            } else {
+                format!("[{timesteps}, N, {c}, {h}, {w}]")
+            };
+            return Err(Error::Input {
+                expected,
+                found: size,
+            });
         }
-        Ok((if lead == 1 { x.shallow_clone() } else { x.f_flatten(0, 1)? }, size[lead - 1], timesteps))
+        Ok((
+            if lead == 1 {
+                x.shallow_clone()
+            } else {
+                x.f_flatten(0, 1)?
+            },
+            size[lead - 1],
+            timesteps,
+        ))
     }
 
     /// ReLU or spikes, `[T, N, C, …]`.
-    fn activate(&self, i: usize, current: &Tensor, mode: Mode, extras: &mut Extras) -> Result<Tensor> {
+    fn activate(
+        &self,
+        i: usize,
+        current: &Tensor,
+        mode: Mode,
+        extras: &mut Extras,
+    ) -> Result<Tensor> {
         let unit = &self.units[i];
         match mode {
             Mode::Analog => {
@@ -350,7 +458,9 @@ impl Network {
                 Ok(a)
             }
             Mode::Spiking { timesteps } => {
-                let neuron = unit.neuron.as_ref().ok_or_else(|| Error::State(format!("layer `{}` has no neurons yet", unit.name)))?;
+                let neuron = unit.neuron.as_ref().ok_or_else(|| {
+                    Error::State(format!("layer `{}` has no neurons yet", unit.name))
+                })?;
                 let initial = extras.state.as_deref().and_then(|s| s[i].as_ref());
                 let wanted = extras.monitor.is_some() || extras.state.is_some();
                 let (spikes, membrane) = neuron.call(current, timesteps, initial, wanted, true)?;
@@ -369,12 +479,24 @@ impl Network {
     fn after(&self, i: usize, activation: Tensor, dropout: f64) -> Result<Tensor> {
         let planned = &self.plan.units[i];
         if planned.pool {
-            return Ok(activation.f_flatten(0, 1)?.f_avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>)?);
+            return Ok(activation.f_flatten(0, 1)?.f_avg_pool2d(
+                [2, 2],
+                [2, 2],
+                [0, 0],
+                false,
+                true,
+                None::<i64>,
+            )?);
         }
         if planned.dropout && dropout > 0. {
             let mut shape = activation.size();
             shape[0] = 1;
-            let mask = Tensor::f_full(&shape, 1. - dropout, (activation.kind(), activation.device()))?.f_bernoulli()?;
+            let mask = Tensor::f_full(
+                &shape,
+                1. - dropout,
+                (activation.kind(), activation.device()),
+            )?
+            .f_bernoulli()?;
             return Ok((activation * (mask / (1. - dropout))).f_flatten(0, 1)?);
         }
         Ok(activation.f_flatten(0, 1)?)
@@ -383,25 +505,36 @@ impl Network {
 
 /// `[T·N, C, …]` as `[T, N, C, …]`.
 fn with_time(x: &Tensor, timesteps: i64, images: i64) -> Vec<i64> {
-    [timesteps, images].into_iter().chain(x.size().into_iter().skip(1)).collect()
+    [timesteps, images]
+        .into_iter()
+        .chain(x.size().into_iter().skip(1))
+        .collect()
 }
 
 impl Synapse {
     fn new(connection: Connection, bias: bool, batch_norm: bool, device: Device) -> Result<Self> {
         let shape = connection.weight_shape();
         let fan = match connection {
-            Connection::Conv { outputs, kernel, .. } => kernel * kernel * outputs,
+            Connection::Conv {
+                outputs, kernel, ..
+            } => kernel * kernel * outputs,
             Connection::Linear { inputs, .. } => inputs,
         };
         let options = (Kind::Float, device);
         let trained = |t: Tensor| -> Result<Tensor> { Ok(t.f_set_requires_grad(true)?) };
         let n = [connection.outputs()];
         // Drawn on the CPU so that a seed gives the same weights on any device.
-        let weight = (Tensor::f_randn(&shape, (Kind::Float, Device::Cpu))? * (2. / fan as f64).sqrt()).f_to_device(device)?;
+        let weight = (Tensor::f_randn(&shape, (Kind::Float, Device::Cpu))?
+            * (2. / fan as f64).sqrt())
+        .f_to_device(device)?;
         Ok(Self {
             connection,
             weight: trained(weight)?,
-            bias: if bias { Some(trained(Tensor::f_zeros(n, options)?)?) } else { None },
+            bias: if bias {
+                Some(trained(Tensor::f_zeros(n, options)?)?)
+            } else {
+                None
+            },
             batch_norm: if batch_norm {
                 Some(BatchNorm {
                     weight: trained(Tensor::f_ones(n, options)?)?,
@@ -417,9 +550,16 @@ impl Synapse {
 
     fn apply(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let y = match self.connection {
-            Connection::Conv { stride, padding, .. } => {
-                x.f_conv2d(&self.weight, self.bias.as_ref(), [stride; 2], [padding; 2], [1; 2], 1)?
-            }
+            Connection::Conv {
+                stride, padding, ..
+            } => x.f_conv2d(
+                &self.weight,
+                self.bias.as_ref(),
+                [stride; 2],
+                [padding; 2],
+                [1; 2],
+                1,
+            )?,
             Connection::Linear { .. } => x.f_linear(&self.weight, self.bias.as_ref())?,
         };
         match &self.batch_norm {
@@ -438,7 +578,8 @@ impl Synapse {
     }
 
     fn named(&self, name: &str, into: &mut Vec<(String, Tensor)>) {
-        let mut push = |suffix: &str, t: &Tensor| into.push((format!("{name}.{suffix}"), t.shallow_clone()));
+        let mut push =
+            |suffix: &str, t: &Tensor| into.push((format!("{name}.{suffix}"), t.shallow_clone()));
         push("weight", &self.weight);
         if let Some(b) = &self.bias {
             push("bias", b);
@@ -461,7 +602,14 @@ mod tests {
         tch::manual_seed(11);
         let plan = zoo::vgg("8 A 8 16", [2, 8, 8], &[12], 4, 1., batch_norm).unwrap();
         let mut n = Network::new(plan, Device::Cpu).unwrap();
-        n.add_neurons(&NeuronOptions { leak: LeakOptions { initial: 0.9, learnable: true }, ..Default::default() }).unwrap();
+        n.add_neurons(&NeuronOptions {
+            leak: LeakOptions {
+                initial: 0.9,
+                learnable: true,
+            },
+            ..Default::default()
+        })
+        .unwrap();
         n
     }
 
@@ -477,7 +625,13 @@ mod tests {
             n.parameters().iter_mut().for_each(|(_, p)| p.zero_grad());
             let y = n.forward(input, &Forward::spiking(4), None).unwrap().logits;
             y.square().sum(Kind::Float).backward();
-            (y, n.parameters().iter().map(|(_, p)| p.grad().copy()).collect::<Vec<_>>())
+            (
+                y,
+                n.parameters()
+                    .iter()
+                    .map(|(_, p)| p.grad().copy())
+                    .collect::<Vec<_>>(),
+            )
         };
         let (a, ga) = run(Input::Direct(&x));
         let (b, gb) = run(Input::Encoded(&x.unsqueeze(0).repeat([4, 1, 1, 1, 1])));
@@ -491,24 +645,50 @@ mod tests {
     fn one_timestep_is_a_network_of_binary_activations() {
         let n = small(false);
         let x = images();
-        let fires = |c: Tensor, u: &Unit| c.gt_tensor(&u.neuron.as_ref().unwrap().threshold).to_kind(Kind::Float);
+        let fires = |c: Tensor, u: &Unit| {
+            c.gt_tensor(&u.neuron.as_ref().unwrap().threshold)
+                .to_kind(Kind::Float)
+        };
         let u = n.units();
-        let conv = |x: &Tensor, u: &Unit| x.conv2d(&u.synapse.weight, None::<Tensor>, [1, 1], [1, 1], [1, 1], 1);
-        let a = fires(conv(&x, &u[0]), &u[0]).avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+        let conv = |x: &Tensor, u: &Unit| {
+            x.conv2d(&u.synapse.weight, None::<Tensor>, [1, 1], [1, 1], [1, 1], 1)
+        };
+        let a = fires(conv(&x, &u[0]), &u[0]).avg_pool2d(
+            [2, 2],
+            [2, 2],
+            [0, 0],
+            false,
+            true,
+            None::<i64>,
+        );
         let b = fires(conv(&a, &u[1]), &u[1]);
         let c = fires(conv(&b, &u[2]), &u[2]).flatten(1, -1);
         let d = fires(c.linear(&u[3].synapse.weight, None::<Tensor>), &u[3]);
         let expected = d.linear(&u[4].synapse.weight, None::<Tensor>);
-        assert_eq!(n.forward(Input::Direct(&x), &Forward::spiking(1), None).unwrap().logits, expected);
+        assert_eq!(
+            n.forward(Input::Direct(&x), &Forward::spiking(1), None)
+                .unwrap()
+                .logits,
+            expected
+        );
     }
 
     #[test]
     fn nothing_leaks_from_batch_to_batch() {
         let n = small(false);
         let (x, other) = (images(), images());
-        let before = n.forward(Input::Direct(&x), &Forward::spiking(3), None).unwrap().logits;
-        n.forward(Input::Direct(&other), &Forward::spiking(5), None).unwrap();
-        assert_eq!(n.forward(Input::Direct(&x), &Forward::spiking(3), None).unwrap().logits, before);
+        let before = n
+            .forward(Input::Direct(&x), &Forward::spiking(3), None)
+            .unwrap()
+            .logits;
+        n.forward(Input::Direct(&other), &Forward::spiking(5), None)
+            .unwrap();
+        assert_eq!(
+            n.forward(Input::Direct(&x), &Forward::spiking(3), None)
+                .unwrap()
+                .logits,
+            before
+        );
     }
 
     #[test]
@@ -517,7 +697,9 @@ mod tests {
         let x = images();
         let all = n.current(Input::Direct(&x), 6, 2, &mut Vec::new()).unwrap();
         let mut state = Vec::new();
-        let parts: Vec<_> = [2, 1, 3].map(|t| n.current(Input::Direct(&x), t, 2, &mut state).unwrap()).into();
+        let parts: Vec<_> = [2, 1, 3]
+            .map(|t| n.current(Input::Direct(&x), t, 2, &mut state).unwrap())
+            .into();
         assert!((all - Tensor::cat(&parts, 0)).abs().max().double_value(&[]) < 1e-6);
     }
 
@@ -529,7 +711,11 @@ mod tests {
         let dropped = n.after(2, ones, 0.5).unwrap().view([3, 6, 16, 4, 4]);
         assert_eq!(dropped.get(0), dropped.get(1));
         assert_eq!(dropped.get(0), dropped.get(2));
-        let values: std::collections::BTreeSet<i64> = Vec::<f32>::try_from(dropped.flatten(0, -1)).unwrap().iter().map(|v| *v as i64).collect();
+        let values: std::collections::BTreeSet<i64> = Vec::<f32>::try_from(dropped.flatten(0, -1))
+            .unwrap()
+            .iter()
+            .map(|v| *v as i64)
+            .collect();
         assert_eq!(values, [0, 2].into());
     }
 
@@ -540,17 +726,32 @@ mod tests {
         let mut n = Network::new(plan, Device::Cpu).unwrap();
         n.add_neurons(&NeuronOptions::default()).unwrap();
         let x = Tensor::rand([2, 3, 16, 16], (Kind::Float, Device::Cpu));
-        let second = n.plan().units.iter().position(|u| u.shortcut.is_some()).unwrap();
-        let with = n.current(Input::Direct(&x), 2, second, &mut Vec::new()).unwrap();
+        let second = n
+            .plan()
+            .units
+            .iter()
+            .position(|u| u.shortcut.is_some())
+            .unwrap();
+        let with = n
+            .current(Input::Direct(&x), 2, second, &mut Vec::new())
+            .unwrap();
         let source = n.plan().units[second].shortcut.unwrap().from;
         let mut cut = n.plan().clone();
         cut.units[second].shortcut = None;
         let n = Network { plan: cut, ..n };
-        let without = n.current(Input::Direct(&x), 2, second, &mut Vec::new()).unwrap();
+        let without = n
+            .current(Input::Direct(&x), 2, second, &mut Vec::new())
+            .unwrap();
         assert_eq!(source, 2);
         let added = with - without;
         // Pooled spikes are multiples of a quarter.
-        assert!(((&added * 4.).round() / 4. - &added).abs().max().double_value(&[]) < 1e-5);
+        assert!(
+            ((&added * 4.).round() / 4. - &added)
+                .abs()
+                .max()
+                .double_value(&[])
+                < 1e-5
+        );
         assert!(added.abs().max().double_value(&[]) > 0.2);
     }
 
@@ -559,17 +760,34 @@ mod tests {
         let n = small(false);
         let x = images();
         let mut m = Monitor::new();
-        let options = Forward { operations: true, ..Forward::spiking(3) };
-        let out = n.forward(Input::Direct(&x), &options, Some(&mut m)).unwrap();
+        let options = Forward {
+            operations: true,
+            ..Forward::spiking(3)
+        };
+        let out = n
+            .forward(Input::Direct(&x), &options, Some(&mut m))
+            .unwrap();
         let macs: Vec<_> = n.plan().units.iter().map(|u| u.macs() as f64).collect();
         let rates: Vec<_> = m.layers().unwrap().iter().map(|l| l.spike_rate).collect();
-        let expected = rates.iter().zip(&macs[1..]).map(|(r, m)| r * m).sum::<f64>() / macs[1..].iter().sum::<f64>();
+        let expected = rates
+            .iter()
+            .zip(&macs[1..])
+            .map(|(r, m)| r * m)
+            .sum::<f64>()
+            / macs[1..].iter().sum::<f64>();
         assert!((out.operations.unwrap().double_value(&[]) - expected).abs() < 1e-5);
     }
 
     #[test]
     fn an_image_of_another_size_is_refused_in_words() {
-        let e = small(true).forward(Input::Direct(&Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu))), &Forward::analog(), None);
-        assert_eq!(e.unwrap_err().to_string(), "input: expected [N, 2, 8, 8], found [1, 3, 8, 8]");
+        let e = small(true).forward(
+            Input::Direct(&Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu))),
+            &Forward::analog(),
+            None,
+        );
+        assert_eq!(
+            e.unwrap_err().to_string(),
+            "input: expected [N, 2, 8, 8], found [1, 3, 8, 8]"
+        );
     }
 }

@@ -38,7 +38,10 @@ pub struct LeakOptions {
 
 impl Default for LeakOptions {
     fn default() -> Self {
-        Self { initial: 1., learnable: true }
+        Self {
+            initial: 1.,
+            learnable: true,
+        }
     }
 }
 
@@ -82,11 +85,19 @@ impl NeuronOptions {
         self.surrogate.validate()?;
         if !(self.threshold >= MIN_THRESHOLD && self.threshold.is_finite()) {
             let found = self.threshold.to_string();
-            return Err(Error::Option { option: "threshold", expected: "a number of at least 0.001", found });
+            return Err(Error::Option {
+                option: "threshold",
+                expected: "a number of at least 0.001",
+                found,
+            });
         }
         if !(0. ..=1.).contains(&self.leak.initial) {
             let found = self.leak.initial.to_string();
-            return Err(Error::Option { option: "leak.initial", expected: "a number from 0 to 1", found });
+            return Err(Error::Option {
+                option: "leak.initial",
+                expected: "a number from 0 to 1",
+                found,
+            });
         }
         Ok(())
     }
@@ -114,9 +125,11 @@ impl Neuron {
     pub fn new(options: &NeuronOptions, channels: i64, device: Device) -> Result<Self> {
         options.validate()?;
         let n = if options.per_channel { channels } else { 1 };
-        let full = |value: f64, learnable: bool| -> Result<Tensor> {
-            Ok(Tensor::f_full([n], value, (Kind::Float, device))?.f_set_requires_grad(learnable)?)
-        };
+        let full =
+            |value: f64, learnable: bool| -> Result<Tensor> {
+                Ok(Tensor::f_full([n], value, (Kind::Float, device))?
+                    .f_set_requires_grad(learnable)?)
+            };
         Ok(Self {
             threshold: full(options.threshold, options.learnable_threshold)?,
             leak: full(options.leak.initial, options.leak.learnable)?,
@@ -138,10 +151,16 @@ impl Neuron {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn forward_with_membrane(&self, current: &Tensor, timesteps: u32) -> Result<(Tensor, Tensor)> {
+    pub fn forward_with_membrane(
+        &self,
+        current: &Tensor,
+        timesteps: u32,
+    ) -> Result<(Tensor, Tensor)> {
         match self.call(current, timesteps, None, true, true)? {
             (spikes, Some(membrane)) => Ok((spikes, membrane)),
-            (_, None) => Err(Error::State("the neuron returned no membrane potential".into())),
+            (_, None) => Err(Error::State(
+                "the neuron returned no membrane potential".into(),
+            )),
         }
     }
 
@@ -159,8 +178,22 @@ impl Neuron {
             Reset::Hard => 1,
             Reset::None => 2,
         };
-        let call = NeuronCall { timesteps: i64::from(timesteps), reset, surrogate, a, b, membrane, fused };
-        Ok(ops::neuron(current, &self.threshold, &self.leak, initial, call)?)
+        let call = NeuronCall {
+            timesteps: i64::from(timesteps),
+            reset,
+            surrogate,
+            a,
+            b,
+            membrane,
+            fused,
+        };
+        Ok(ops::neuron(
+            current,
+            &self.threshold,
+            &self.leak,
+            initial,
+            call,
+        )?)
     }
 
     /// The surrogate from now on (a wider one early in training, say).
@@ -186,14 +219,30 @@ mod tests {
     use crate::surrogate::tests::ALL;
 
     fn neuron(reset: Reset, threshold: f64, leak: f64) -> Neuron {
-        let leak = LeakOptions { initial: leak, learnable: true };
-        Neuron::new(&NeuronOptions { reset, threshold, leak, ..Default::default() }, 1, Device::Cpu).unwrap()
+        let leak = LeakOptions {
+            initial: leak,
+            learnable: true,
+        };
+        Neuron::new(
+            &NeuronOptions {
+                reset,
+                threshold,
+                leak,
+                ..Default::default()
+            },
+            1,
+            Device::Cpu,
+        )
+        .unwrap()
     }
 
     fn run(n: &Neuron, current: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let x = Tensor::from_slice(current).view([-1, 1, 1]);
         let (s, u) = n.forward_with_membrane(&x, current.len() as u32).unwrap();
-        (Vec::try_from(s.view([-1])).unwrap(), Vec::try_from(u.view([-1])).unwrap())
+        (
+            Vec::try_from(s.view([-1])).unwrap(),
+            Vec::try_from(u.view([-1])).unwrap(),
+        )
     }
 
     #[test]
@@ -204,27 +253,45 @@ mod tests {
 
     #[test]
     fn hard_reset_drops_the_residual_and_none_keeps_everything() {
-        assert_eq!(run(&neuron(Reset::Hard, 1., 0.5), &[0.75, 0.75, 0.25]), (vec![0., 1., 0.], vec![0.75, 0., 0.25]));
-        assert_eq!(run(&neuron(Reset::None, 1., 0.5), &[0.75, 0.75, 0.25]), (vec![0., 1., 0.], vec![0.75, 1.125, 0.8125]));
+        assert_eq!(
+            run(&neuron(Reset::Hard, 1., 0.5), &[0.75, 0.75, 0.25]),
+            (vec![0., 1., 0.], vec![0.75, 0., 0.25])
+        );
+        assert_eq!(
+            run(&neuron(Reset::None, 1., 0.5), &[0.75, 0.75, 0.25]),
+            (vec![0., 1., 0.], vec![0.75, 1.125, 0.8125])
+        );
     }
 
     #[test]
     fn a_potential_equal_to_the_threshold_does_not_fire() {
-        assert_eq!(run(&neuron(Reset::Soft, 0.5, 1.), &[0.5, 0.001]).0, vec![0., 1.]);
+        assert_eq!(
+            run(&neuron(Reset::Soft, 0.5, 1.), &[0.5, 0.001]).0,
+            vec![0., 1.]
+        );
     }
 
     #[test]
     fn a_still_current_gives_what_the_same_current_repeated_gives_and_its_gradient_is_the_sum() {
         tch::manual_seed(3);
         let n = neuron(Reset::Soft, 0.7, 0.9);
-        let still = Tensor::rand([1, 4, 3, 5, 5], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let moving = still.detach().repeat([5, 1, 1, 1, 1]).set_requires_grad(true);
+        let still =
+            Tensor::rand([1, 4, 3, 5, 5], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let moving = still
+            .detach()
+            .repeat([5, 1, 1, 1, 1])
+            .set_requires_grad(true);
         let weight = Tensor::randn([5, 4, 3, 5, 5], (Kind::Float, Device::Cpu));
-        let (a, b) = (n.forward(&still, 5).unwrap(), n.forward(&moving, 5).unwrap());
+        let (a, b) = (
+            n.forward(&still, 5).unwrap(),
+            n.forward(&moving, 5).unwrap(),
+        );
         assert_eq!(a, b);
         (a * &weight).sum(Kind::Float).backward();
         (b * &weight).sum(Kind::Float).backward();
-        let summed = moving.grad().sum_dim_intlist([0i64].as_slice(), true, Kind::Float);
+        let summed = moving
+            .grad()
+            .sum_dim_intlist([0i64].as_slice(), true, Kind::Float);
         assert!((still.grad() - summed).abs().max().double_value(&[]) < 1e-6);
     }
 
@@ -232,18 +299,40 @@ mod tests {
     fn the_fused_kernel_and_the_operators_that_cuda_uses_agree_with_gradients() {
         for reset in [Reset::Soft, Reset::Hard, Reset::None] {
             for surrogate in ALL {
-                for (per_channel, shape) in [(false, vec![4, 2, 3, 6, 7]), (true, vec![4, 2, 3, 6, 7]), (true, vec![4, 2, 9])] {
+                for (per_channel, shape) in [
+                    (false, vec![4, 2, 3, 6, 7]),
+                    (true, vec![4, 2, 3, 6, 7]),
+                    (true, vec![4, 2, 9]),
+                ] {
                     tch::manual_seed(5);
-                    let leak = LeakOptions { initial: 0.8, learnable: true };
-                    let o = NeuronOptions { reset, surrogate, leak, threshold: 0.6, per_channel, ..Default::default() };
+                    let leak = LeakOptions {
+                        initial: 0.8,
+                        learnable: true,
+                    };
+                    let o = NeuronOptions {
+                        reset,
+                        surrogate,
+                        leak,
+                        threshold: 0.6,
+                        per_channel,
+                        ..Default::default()
+                    };
                     let x = Tensor::randn(shape.as_slice(), (Kind::Double, Device::Cpu));
                     let weight = Tensor::randn(shape.as_slice(), (Kind::Double, Device::Cpu));
                     let initial = (shape.len() == 3).then(|| x.get(0) * 0.3);
                     let results: Vec<_> = [true, false]
                         .map(|fused| {
                             let mut n = Neuron::new(&o, shape[2], Device::Cpu).unwrap();
-                            n.threshold = n.threshold.to_kind(Kind::Double).detach().set_requires_grad(true);
-                            n.leak = n.leak.to_kind(Kind::Double).detach().set_requires_grad(true);
+                            n.threshold = n
+                                .threshold
+                                .to_kind(Kind::Double)
+                                .detach()
+                                .set_requires_grad(true);
+                            n.leak = n
+                                .leak
+                                .to_kind(Kind::Double)
+                                .detach()
+                                .set_requires_grad(true);
                             let x = x.copy().set_requires_grad(true);
                             let (s, u) = n.call(&x, 4, initial.as_ref(), true, fused).unwrap();
                             (&s * &weight).sum(Kind::Double).backward();
@@ -252,7 +341,10 @@ mod tests {
                         .into();
                     for (i, (a, b)) in results[0].iter().zip(&results[1]).enumerate() {
                         let off = (a - b).abs().max().double_value(&[]);
-                        assert!(off < 1e-10, "{reset:?} {surrogate:?} {shape:?} per channel {per_channel}: output {i} off by {off}");
+                        assert!(
+                            off < 1e-10,
+                            "{reset:?} {surrogate:?} {shape:?} per channel {per_channel}: output {i} off by {off}"
+                        );
                     }
                 }
             }
@@ -262,7 +354,10 @@ mod tests {
     #[test]
     fn at_one_timestep_the_leak_has_no_gradient() {
         let n = neuron(Reset::Soft, 0.5, 0.9);
-        n.forward(&Tensor::rand([1, 8, 2], (Kind::Float, Device::Cpu)), 1).unwrap().sum(Kind::Float).backward();
+        n.forward(&Tensor::rand([1, 8, 2], (Kind::Float, Device::Cpu)), 1)
+            .unwrap()
+            .sum(Kind::Float)
+            .backward();
         assert_eq!(n.leak.grad().double_value(&[0]), 0.);
     }
 
@@ -281,7 +376,10 @@ mod tests {
     #[test]
     fn a_current_of_the_wrong_shape_is_an_error_not_a_panic() {
         let n = neuron(Reset::Soft, 0.5, 0.9);
-        let e = n.forward(&Tensor::zeros([3, 2, 2], (Kind::Float, Device::Cpu)), 5).unwrap_err().to_string();
+        let e = n
+            .forward(&Tensor::zeros([3, 2, 2], (Kind::Float, Device::Cpu)), 5)
+            .unwrap_err()
+            .to_string();
         assert_eq!(e, "libtorch: expected a current for 5 timesteps, found 3");
     }
 }

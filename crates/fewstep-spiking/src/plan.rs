@@ -34,7 +34,12 @@ impl Connection {
     /// Shape of the weight.
     pub fn weight_shape(self) -> Vec<i64> {
         match self {
-            Self::Conv { inputs, outputs, kernel, .. } => vec![outputs, inputs, kernel, kernel],
+            Self::Conv {
+                inputs,
+                outputs,
+                kernel,
+                ..
+            } => vec![outputs, inputs, kernel, kernel],
             Self::Linear { inputs, outputs } => vec![outputs, inputs],
         }
     }
@@ -49,7 +54,13 @@ impl Connection {
     /// Shape that leaves it: `[C, H, W]`, or `[C, 1, 1]` of a fully connected layer.
     fn output_shape(self, [_, h, w]: [i64; 3]) -> [i64; 3] {
         match self {
-            Self::Conv { outputs, kernel, stride, padding, .. } => {
+            Self::Conv {
+                outputs,
+                kernel,
+                stride,
+                padding,
+                ..
+            } => {
                 let side = |s: i64| (s + 2 * padding - kernel) / stride + 1;
                 [outputs, side(h), side(w)]
             }
@@ -97,7 +108,10 @@ pub struct UnitPlan {
 impl UnitPlan {
     /// Multiply-accumulates for one image, the projection of its shortcut included.
     pub fn macs(&self) -> i64 {
-        let projection = self.shortcut.and_then(|s| s.projection).map_or(0, |p| p.macs(self.output));
+        let projection = self
+            .shortcut
+            .and_then(|s| s.projection)
+            .map_or(0, |p| p.macs(self.output));
         self.connection.macs(self.output) + projection
     }
 
@@ -130,7 +144,15 @@ impl Plan {
             let per_channel = i64::from(u.bias) + 2 * i64::from(u.batch_norm);
             c.weight_shape().iter().product::<i64>() + per_channel * c.outputs()
         };
-        self.units.iter().map(|u| each(u.connection, u) + u.shortcut.and_then(|s| s.projection).map_or(0, |p| each(p, u))).sum()
+        self.units
+            .iter()
+            .map(|u| {
+                each(u.connection, u)
+                    + u.shortcut
+                        .and_then(|s| s.projection)
+                        .map_or(0, |p| each(p, u))
+            })
+            .sum()
     }
 
     /// Multiply-accumulates of one dense pass over one image.
@@ -143,17 +165,40 @@ impl Plan {
     pub fn operations(&self) -> Vec<(LayerOps, Option<usize>)> {
         let mut all = Vec::new();
         for (i, u) in self.units.iter().enumerate() {
-            let mut push = |name: String, connection: Connection, neurons: i64, source: Option<usize>| {
-                let kind = match connection {
-                    Connection::Conv { .. } => LayerKind::Conv,
-                    Connection::Linear { .. } => LayerKind::Linear,
+            let mut push =
+                |name: String, connection: Connection, neurons: i64, source: Option<usize>| {
+                    let kind = match connection {
+                        Connection::Conv { .. } => LayerKind::Conv,
+                        Connection::Linear { .. } => LayerKind::Linear,
+                    };
+                    let input_pool_area = if source.is_some_and(|s| self.units[s].pool) {
+                        4
+                    } else {
+                        1
+                    };
+                    let macs = connection.macs(u.output).unsigned_abs();
+                    all.push((
+                        LayerOps {
+                            name,
+                            kind,
+                            macs,
+                            neurons: neurons.unsigned_abs(),
+                            input_pool_area,
+                        },
+                        source,
+                    ));
                 };
-                let input_pool_area = if source.is_some_and(|s| self.units[s].pool) { 4 } else { 1 };
-                let macs = connection.macs(u.output).unsigned_abs();
-                all.push((LayerOps { name, kind, macs, neurons: neurons.unsigned_abs(), input_pool_area }, source));
-            };
-            push(u.name.clone(), u.connection, if u.active { u.neurons() } else { 0 }, i.checked_sub(1));
-            if let Some(Shortcut { from, projection: Some(p) }) = u.shortcut {
+            push(
+                u.name.clone(),
+                u.connection,
+                if u.active { u.neurons() } else { 0 },
+                i.checked_sub(1),
+            );
+            if let Some(Shortcut {
+                from,
+                projection: Some(p),
+            }) = u.shortcut
+            {
                 push(format!("{}.projection", u.name), p, 0, Some(from));
             }
         }
@@ -171,9 +216,19 @@ pub(crate) struct Builder {
 impl Builder {
     pub(crate) fn new(name: impl Into<String>, input: [i64; 3], batch_norm: bool) -> Result<Self> {
         if input.iter().any(|&d| d < 1) {
-            return Err(Error::Plan(format!("expected an input of positive size, found {input:?}")));
+            return Err(Error::Plan(format!(
+                "expected an input of positive size, found {input:?}"
+            )));
         }
-        Ok(Self { plan: Plan { name: name.into(), input, units: Vec::new() }, shape: input, batch_norm })
+        Ok(Self {
+            plan: Plan {
+                name: name.into(),
+                input,
+                units: Vec::new(),
+            },
+            shape: input,
+            batch_norm,
+        })
     }
 
     /// Number of the last unit.
@@ -185,23 +240,61 @@ impl Builder {
         self.shape
     }
 
-    pub(crate) fn conv(&mut self, name: String, outputs: i64, kernel: i64, stride: i64) -> Result<&mut UnitPlan> {
-        let connection = Connection::Conv { inputs: self.shape[0], outputs, kernel, stride, padding: kernel / 2 };
+    pub(crate) fn conv(
+        &mut self,
+        name: String,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+    ) -> Result<&mut UnitPlan> {
+        let connection = Connection::Conv {
+            inputs: self.shape[0],
+            outputs,
+            kernel,
+            stride,
+            padding: kernel / 2,
+        };
         self.push(name, connection, self.batch_norm, true)
     }
 
-    pub(crate) fn linear(&mut self, name: String, outputs: i64, active: bool) -> Result<&mut UnitPlan> {
-        let connection = Connection::Linear { inputs: self.shape.iter().product(), outputs };
+    pub(crate) fn linear(
+        &mut self,
+        name: String,
+        outputs: i64,
+        active: bool,
+    ) -> Result<&mut UnitPlan> {
+        let connection = Connection::Linear {
+            inputs: self.shape.iter().product(),
+            outputs,
+        };
         self.push(name, connection, false, active)
     }
 
-    fn push(&mut self, name: String, connection: Connection, batch_norm: bool, active: bool) -> Result<&mut UnitPlan> {
+    fn push(
+        &mut self,
+        name: String,
+        connection: Connection,
+        batch_norm: bool,
+        active: bool,
+    ) -> Result<&mut UnitPlan> {
         let output = connection.output_shape(self.shape);
         if output.iter().any(|&d| d < 1) {
-            return Err(Error::Plan(format!("`{name}` would have an output of shape {output:?}; the input is too small")));
+            return Err(Error::Plan(format!(
+                "`{name}` would have an output of shape {output:?}; the input is too small"
+            )));
         }
         self.shape = output;
-        let unit = UnitPlan { name, connection, batch_norm, bias: false, shortcut: None, active, pool: false, dropout: active, output };
+        let unit = UnitPlan {
+            name,
+            connection,
+            batch_norm,
+            bias: false,
+            shortcut: None,
+            active,
+            pool: false,
+            dropout: active,
+            output,
+        };
         self.plan.units.push(unit);
         let last = self.last();
         Ok(&mut self.plan.units[last])
@@ -214,7 +307,10 @@ impl Builder {
             return Err(Error::Plan("a pool (A) must follow a convolution".into()));
         };
         if h < 2 || w < 2 {
-            return Err(Error::Plan(format!("no room for a 2×2 pool after `{}`, whose output is {h}×{w}", unit.name)));
+            return Err(Error::Plan(format!(
+                "no room for a 2×2 pool after `{}`, whose output is {h}×{w}",
+                unit.name
+            )));
         }
         unit.pool = true;
         unit.dropout = false;

@@ -67,7 +67,10 @@ fn twenty_five() -> f64 {
 impl Default for Surrogate {
     /// The paper's: triangular, height 0.3, width 1.
     fn default() -> Self {
-        Self::Triangular { height: paper_height(), width: 1. }
+        Self::Triangular {
+            height: paper_height(),
+            width: 1.,
+        }
     }
 }
 
@@ -76,13 +79,21 @@ impl Surrogate {
     pub fn gradient(self, z: f64) -> f64 {
         match self {
             Self::Triangular { height, width } => height * (1. - z.abs() / width).max(0.),
-            Self::Rectangular { width } => if z.abs() < width { 0.5 / width } else { 0. },
+            Self::Rectangular { width } => {
+                if z.abs() < width {
+                    0.5 / width
+                } else {
+                    0.
+                }
+            }
             Self::Sigmoid { slope } => {
                 let s = 1. / (1. + (-slope * z).exp());
                 slope * s * (1. - s)
             }
             Self::FastSigmoid { slope } => (1. + slope * z.abs()).powi(-2),
-            Self::Arctangent { slope } => slope / 2. / (1. + (std::f64::consts::FRAC_PI_2 * slope * z).powi(2)),
+            Self::Arctangent { slope } => {
+                slope / 2. / (1. + (std::f64::consts::FRAC_PI_2 * slope * z).powi(2))
+            }
         }
     }
 
@@ -96,7 +107,9 @@ impl Surrogate {
             Self::Rectangular { width } => z.clamp(-width, width) * 0.5 / width,
             Self::Sigmoid { slope } => 1. / (1. + (-slope * z).exp()) - 0.5,
             Self::FastSigmoid { slope } => z / (1. + slope * z.abs()),
-            Self::Arctangent { slope } => (std::f64::consts::FRAC_PI_2 * slope * z).atan() / std::f64::consts::PI,
+            Self::Arctangent { slope } => {
+                (std::f64::consts::FRAC_PI_2 * slope * z).atan() / std::f64::consts::PI
+            }
         }
     }
 
@@ -123,12 +136,20 @@ impl Surrogate {
     /// A parameter that is not positive and finite.
     pub fn validate(self) -> Result<()> {
         let parameters: &[(&'static str, f64)] = match self {
-            Self::Triangular { height, width } => &[("surrogate.height", height), ("surrogate.width", width)],
+            Self::Triangular { height, width } => {
+                &[("surrogate.height", height), ("surrogate.width", width)]
+            }
             Self::Rectangular { width } => &[("surrogate.width", width)],
-            Self::Sigmoid { slope } | Self::FastSigmoid { slope } | Self::Arctangent { slope } => &[("surrogate.slope", slope)],
+            Self::Sigmoid { slope } | Self::FastSigmoid { slope } | Self::Arctangent { slope } => {
+                &[("surrogate.slope", slope)]
+            }
         };
         match parameters.iter().find(|(_, v)| !(v.is_finite() && *v > 0.)) {
-            Some(&(option, v)) => Err(Error::Option { option, expected: "a positive number", found: v.to_string() }),
+            Some(&(option, v)) => Err(Error::Option {
+                option,
+                expected: "a positive number",
+                found: v.to_string(),
+            }),
             None => Ok(()),
         }
     }
@@ -141,8 +162,14 @@ pub(crate) mod tests {
     use tch::{Device, Kind, Tensor};
 
     pub(crate) const ALL: [Surrogate; 6] = [
-        Surrogate::Triangular { height: 0.3, width: 1. },
-        Surrogate::Triangular { height: 1., width: 2.5 },
+        Surrogate::Triangular {
+            height: 0.3,
+            width: 1.,
+        },
+        Surrogate::Triangular {
+            height: 1.,
+            width: 2.5,
+        },
         Surrogate::Rectangular { width: 0.5 },
         Surrogate::Sigmoid { slope: 4. },
         Surrogate::FastSigmoid { slope: 25. },
@@ -156,7 +183,11 @@ pub(crate) mod tests {
             for i in -300..300 {
                 let z = f64::from(i) / 100. + 0.003;
                 let difference = (s.twin(z + h) - s.twin(z - h)) / (2. * h);
-                assert!((difference - s.gradient(z)).abs() < 1e-6, "{s:?} at {z}: {difference} {}", s.gradient(z));
+                assert!(
+                    (difference - s.gradient(z)).abs() < 1e-6,
+                    "{s:?} at {z}: {difference} {}",
+                    s.gradient(z)
+                );
             }
         }
     }
@@ -181,14 +212,31 @@ pub(crate) mod tests {
         let z: Vec<f64> = (-250..250).map(|i| f64::from(i) / 100. + 0.005).collect();
         for s in ALL {
             for fused in [true, false] {
-                let x = (Tensor::from_slice(&z) + 1.).view([1, -1, 1]).set_requires_grad(true);
+                let x = (Tensor::from_slice(&z) + 1.)
+                    .view([1, -1, 1])
+                    .set_requires_grad(true);
                 let one = Tensor::ones([1], (Kind::Double, Device::Cpu));
                 let (surrogate, a, b) = s.code();
-                let call = NeuronCall { timesteps: 1, reset: 0, surrogate, a, b, membrane: false, fused };
-                neuron(&x, &one, &one, None, call).unwrap().0.sum(Kind::Double).backward();
+                let call = NeuronCall {
+                    timesteps: 1,
+                    reset: 0,
+                    surrogate,
+                    a,
+                    b,
+                    membrane: false,
+                    fused,
+                };
+                neuron(&x, &one, &one, None, call)
+                    .unwrap()
+                    .0
+                    .sum(Kind::Double)
+                    .backward();
                 let g = Vec::<f64>::try_from(x.grad().view([-1])).unwrap();
                 for (z, g) in z.iter().zip(&g) {
-                    assert!((g - s.gradient(*z)).abs() < 1e-12, "{s:?} fused {fused} at {z}: {g}");
+                    assert!(
+                        (g - s.gradient(*z)).abs() < 1e-12,
+                        "{s:?} fused {fused} at {z}: {g}"
+                    );
                 }
             }
         }
@@ -196,7 +244,13 @@ pub(crate) mod tests {
 
     #[test]
     fn a_width_of_zero_is_refused() {
-        let e = Surrogate::Triangular { height: 0.3, width: 0. }.validate().unwrap_err().to_string();
+        let e = Surrogate::Triangular {
+            height: 0.3,
+            width: 0.,
+        }
+        .validate()
+        .unwrap_err()
+        .to_string();
         assert_eq!(e, "surrogate.width: expected a positive number, found 0");
     }
 }

@@ -33,8 +33,16 @@ impl Checkpoint {
 
     /// Adds tensors under `prefix` + name.
     #[must_use]
-    pub fn with_all(mut self, prefix: &str, tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        self.tensors.extend(tensors.into_iter().map(|(name, t)| (format!("{prefix}{name}"), t)));
+    pub fn with_all(
+        mut self,
+        prefix: &str,
+        tensors: impl IntoIterator<Item = (String, Tensor)>,
+    ) -> Self {
+        self.tensors.extend(
+            tensors
+                .into_iter()
+                .map(|(name, t)| (format!("{prefix}{name}"), t)),
+        );
         self
     }
 
@@ -50,7 +58,9 @@ impl Checkpoint {
     /// # Errors
     /// There is none.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| Error::Mismatch(format!("the checkpoint has no tensor `{name}`")))
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::Mismatch(format!("the checkpoint has no tensor `{name}`")))
     }
 
     /// The string of this name.
@@ -62,7 +72,10 @@ impl Checkpoint {
     pub fn section(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         self.tensors
             .iter()
-            .filter_map(|(name, t)| name.strip_prefix(prefix).map(|rest| (rest.to_owned(), t.shallow_clone())))
+            .filter_map(|(name, t)| {
+                name.strip_prefix(prefix)
+                    .map(|rest| (rest.to_owned(), t.shallow_clone()))
+            })
             .collect()
     }
 
@@ -71,14 +84,24 @@ impl Checkpoint {
     /// # Errors
     /// The folder can't be written, the disk is full, or a tensor has a type that safetensors lacks. What stood there before stays.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let file_error = |reason: String| Error::File { path: path.into(), reason };
+        let file_error = |reason: String| Error::File {
+            path: path.into(),
+            reason,
+        };
         let views = self
             .tensors
             .iter()
-            .map(|(name, t)| Ok((name.as_str(), OnCpu::new(t).map_err(|e| file_error(format!("tensor `{name}`: {e}")))?)))
+            .map(|(name, t)| {
+                Ok((
+                    name.as_str(),
+                    OnCpu::new(t).map_err(|e| file_error(format!("tensor `{name}`: {e}")))?,
+                ))
+            })
             .collect::<Result<Vec<_>>>()?;
-        let strings = (!self.strings.is_empty()).then(|| self.strings.clone().into_iter().collect());
-        let bytes = safetensors::serialize(views, strings).map_err(|e| file_error(e.to_string()))?;
+        let strings =
+            (!self.strings.is_empty()).then(|| self.strings.clone().into_iter().collect());
+        let bytes =
+            safetensors::serialize(views, strings).map_err(|e| file_error(e.to_string()))?;
         write_atomically(path, &bytes)
     }
 
@@ -87,19 +110,37 @@ impl Checkpoint {
     /// # Errors
     /// The file is absent, truncated, not safetensors, or holds a type that libtorch lacks.
     pub fn load(path: &Path) -> Result<Self> {
-        let file_error = |reason: String| Error::File { path: path.into(), reason };
+        let file_error = |reason: String| Error::File {
+            path: path.into(),
+            reason,
+        };
         let bytes = std::fs::read(path).map_err(|e| file_error(e.to_string()))?;
         let not_ours = |e: safetensors::SafeTensorError| {
-            file_error(format!("expected a whole safetensors file, found {} bytes that are not one ({e})", bytes.len()))
+            file_error(format!(
+                "expected a whole safetensors file, found {} bytes that are not one ({e})",
+                bytes.len()
+            ))
         };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_ours)?;
-        let strings = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let strings = header
+            .metadata()
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
         let mut tensors = BTreeMap::new();
         for (name, view) in SafeTensors::deserialize(&bytes).map_err(not_ours)?.iter() {
-            let kind = kind_of(view.dtype())
-                .ok_or_else(|| file_error(format!("tensor `{name}` has type {:?}, which libtorch lacks", view.dtype())))?;
+            let kind = kind_of(view.dtype()).ok_or_else(|| {
+                file_error(format!(
+                    "tensor `{name}` has type {:?}, which libtorch lacks",
+                    view.dtype()
+                ))
+            })?;
             let shape = view.shape().iter().map(|&d| d as i64).collect::<Vec<_>>();
-            tensors.insert(name.to_owned(), Tensor::f_from_data_size(view.data(), &shape, kind)?);
+            tensors.insert(
+                name.to_owned(),
+                Tensor::f_from_data_size(view.data(), &shape, kind)?,
+            );
         }
         Ok(Self { tensors, strings })
     }
@@ -109,20 +150,35 @@ impl Checkpoint {
 ///
 /// # Errors
 /// Lists every missing, extra and misshaped tensor; nothing is copied then.
-pub fn copy_into(into: &[(String, Tensor)], from: &BTreeMap<String, Tensor>, what: &str) -> Result<()> {
+pub fn copy_into(
+    into: &[(String, Tensor)],
+    from: &BTreeMap<String, Tensor>,
+    what: &str,
+) -> Result<()> {
     let mut wrong = Vec::new();
     for (name, t) in into {
         match from.get(name) {
             None => wrong.push(format!("`{name}` is missing")),
             Some(f) if f.size() != t.size() => {
-                wrong.push(format!("`{name}` is {:?}, expected {:?}", f.size(), t.size()));
+                wrong.push(format!(
+                    "`{name}` is {:?}, expected {:?}",
+                    f.size(),
+                    t.size()
+                ));
             }
             Some(_) => {}
         }
     }
-    wrong.extend(from.keys().filter(|k| !into.iter().any(|(name, _)| name == *k)).map(|k| format!("`{k}` is not expected")));
+    wrong.extend(
+        from.keys()
+            .filter(|k| !into.iter().any(|(name, _)| name == *k))
+            .map(|k| format!("`{k}` is not expected")),
+    );
     if !wrong.is_empty() {
-        return Err(Error::Mismatch(format!("{what} does not fit: {}", wrong.join("; "))));
+        return Err(Error::Mismatch(format!(
+            "{what} does not fit: {}",
+            wrong.join("; ")
+        )));
     }
     let _guard = tch::no_grad_guard();
     for (name, t) in into {
@@ -136,14 +192,28 @@ pub fn copy_into(into: &[(String, Tensor)], from: &BTreeMap<String, Tensor>, wha
 /// # Errors
 /// The folder can't be written or the disk is full; what stood there before stays.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let file_error = |e: std::io::Error| Error::File { path: path.into(), reason: format!("could not be written: {e}") };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(file_error)?;
+    let file_error = |e: std::io::Error| Error::File {
+        path: path.into(),
+        reason: format!("could not be written: {e}"),
+    };
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    // tempfile makes files that only their owner can read; results are for others as well (less the umask).
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".writing-")
+        .permissions(readable)
+        .tempfile_in(folder)
+        .map_err(file_error)?;
     temporary.write_all(bytes).map_err(file_error)?;
     temporary.as_file().sync_all().map_err(file_error)?;
     temporary.persist(path).map_err(|e| file_error(e.error))?;
     // The rename itself reaches the disk with the folder.
-    std::fs::File::open(folder).and_then(|f| f.sync_all()).map_err(file_error)
+    std::fs::File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(file_error)
 }
 
 /// The bytes of a tensor, as safetensors wants them.
@@ -155,11 +225,16 @@ struct OnCpu {
 
 impl OnCpu {
     fn new(t: &Tensor) -> Result<Self> {
-        let dtype = dtype_of(t.kind()).ok_or_else(|| Error::Mismatch(format!("no safetensors type for {:?}", t.kind())))?;
+        let dtype = dtype_of(t.kind())
+            .ok_or_else(|| Error::Mismatch(format!("no safetensors type for {:?}", t.kind())))?;
         let t = t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0; t.numel() * t.kind().elt_size_in_bytes()];
         t.f_copy_data_u8(&mut bytes, t.numel())?;
-        Ok(Self { dtype, shape: t.size().iter().map(|&d| d as usize).collect(), bytes })
+        Ok(Self {
+            dtype,
+            shape: t.size().iter().map(|&d| d as usize).collect(),
+            bytes,
+        })
     }
 }
 
@@ -210,17 +285,33 @@ mod tests {
     fn what_is_saved_is_what_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.safetensors");
-        let all = [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8, Kind::BFloat16, Kind::Bool];
+        let all = [
+            Kind::Float,
+            Kind::Double,
+            Kind::Int64,
+            Kind::Uint8,
+            Kind::BFloat16,
+            Kind::Bool,
+        ];
         let mut c = Checkpoint::new().with_string("epoch", "3");
         for kind in all {
-            c = c.with(format!("{kind:?}"), &Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]).to_kind(kind));
+            c = c.with(
+                format!("{kind:?}"),
+                &Tensor::arange(6, (Kind::Float, Device::Cpu))
+                    .view([2, 3])
+                    .to_kind(kind),
+            );
         }
         c.save(&path).unwrap();
         let back = Checkpoint::load(&path).unwrap();
         assert_eq!(back.string("epoch"), Some("3"));
         for kind in all {
             let name = format!("{kind:?}");
-            assert_eq!(back.tensor(&name).unwrap(), c.tensor(&name).unwrap(), "{name}");
+            assert_eq!(
+                back.tensor(&name).unwrap(),
+                c.tensor(&name).unwrap(),
+                "{name}"
+            );
         }
     }
 
@@ -228,21 +319,37 @@ mod tests {
     fn a_truncated_file_is_refused_by_name_wherever_it_was_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cut.safetensors");
-        Checkpoint::new().with("w", &Tensor::ones([4], (Kind::Float, Device::Cpu))).save(&path).unwrap();
+        Checkpoint::new()
+            .with("w", &Tensor::ones([4], (Kind::Float, Device::Cpu)))
+            .save(&path)
+            .unwrap();
         let whole = std::fs::read(&path).unwrap();
         for len in 0..whole.len() {
             std::fs::write(&path, &whole[..len]).unwrap();
             let e = Checkpoint::load(&path).unwrap_err().to_string();
-            assert!(e.contains("cut.safetensors: expected a whole safetensors file"), "{e}");
+            assert!(
+                e.contains("cut.safetensors: expected a whole safetensors file"),
+                "{e}"
+            );
         }
     }
 
     #[test]
     fn a_checkpoint_of_another_shape_lists_every_tensor_that_does_not_fit_and_copies_none() {
         let zeros = |n| Tensor::zeros([n], (Kind::Float, Device::Cpu));
-        let into = [("a".to_owned(), zeros(2)), ("b".to_owned(), zeros(3)), ("c".to_owned(), zeros(1))];
-        let from = BTreeMap::from([("a".into(), zeros(2) + 1.), ("b".into(), zeros(4)), ("d".into(), zeros(1))]);
-        let e = copy_into(&into, &from, "model.safetensors").unwrap_err().to_string();
+        let into = [
+            ("a".to_owned(), zeros(2)),
+            ("b".to_owned(), zeros(3)),
+            ("c".to_owned(), zeros(1)),
+        ];
+        let from = BTreeMap::from([
+            ("a".into(), zeros(2) + 1.),
+            ("b".into(), zeros(4)),
+            ("d".into(), zeros(1)),
+        ]);
+        let e = copy_into(&into, &from, "model.safetensors")
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             e,
             "model.safetensors does not fit: `b` is [4], expected [3]; `c` is missing; `d` is not expected"

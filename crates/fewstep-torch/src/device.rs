@@ -30,10 +30,14 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
-            _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(|| Error::Device {
-                asked: format!("`{s}`"),
-                reason: "expected auto, cpu, cuda or cuda:N".into(),
-            }),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| Error::Device {
+                    asked: format!("`{s}`"),
+                    reason: "expected auto, cpu, cuda or cuda:N".into(),
+                }),
         }
     }
 }
@@ -83,14 +87,21 @@ pub fn cuda_devices() -> std::result::Result<usize, String> {
 pub fn resolve(choice: DeviceChoice) -> Result<Device> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(if cuda_devices().is_ok() { Device::Cuda(0) } else { Device::Cpu }),
+        DeviceChoice::Auto => Ok(if cuda_devices().is_ok() {
+            Device::Cuda(0)
+        } else {
+            Device::Cpu
+        }),
         DeviceChoice::Cuda(n) => match cuda_devices() {
             Ok(count) if n < count => Ok(Device::Cuda(n)),
             Ok(count) => Err(Error::Device {
                 asked: choice.to_string(),
                 reason: format!("this machine has {count} CUDA device(s), numbered from 0"),
             }),
-            Err(reason) => Err(Error::Device { asked: choice.to_string(), reason }),
+            Err(reason) => Err(Error::Device {
+                asked: choice.to_string(),
+                reason,
+            }),
         },
     }
 }
@@ -124,7 +135,10 @@ mod tests {
         for s in ["auto", "cpu", "cuda:0", "cuda:3"] {
             assert_eq!(s.parse::<DeviceChoice>().unwrap().to_string(), s);
         }
-        assert_eq!("gpu".parse::<DeviceChoice>().unwrap_err().to_string(), "device `gpu`: expected auto, cpu, cuda or cuda:N");
+        assert_eq!(
+            "gpu".parse::<DeviceChoice>().unwrap_err().to_string(),
+            "device `gpu`: expected auto, cpu, cuda or cuda:N"
+        );
     }
 
     #[test]

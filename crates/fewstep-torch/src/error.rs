@@ -40,7 +40,9 @@ impl From<tch::TchError> for Error {
 /// libtorch appends its C++ stack to every message; people want the first line.
 pub(crate) fn first_line(message: &str) -> String {
     let message = message.trim();
-    let message = message.strip_prefix("Internal torch error: ").unwrap_or(message);
+    let message = message
+        .strip_prefix("Internal torch error: ")
+        .unwrap_or(message);
     message.lines().next().unwrap_or_default().trim().to_owned()
 }
 
@@ -52,7 +54,10 @@ mod tests {
     fn a_cpp_exception_becomes_one_line_without_its_stack() {
         let a = tch::Tensor::ones([2, 3], (tch::Kind::Float, tch::Device::Cpu));
         let e = Error::from(a.f_matmul(&a).unwrap_err()).to_string();
-        assert!(e.contains("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"), "{e}");
+        assert!(
+            e.contains("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"),
+            "{e}"
+        );
         assert_eq!(e.lines().count(), 1);
         assert!(!e.contains("Exception raised"), "{e}");
     }

@@ -30,7 +30,11 @@ pub(crate) fn folder() -> Option<PathBuf> {
     }
     // SAFETY: a non-null dli_fname is a C string that lives as long as the library is loaded.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
-    Path::new(name.to_str().ok()?).canonicalize().ok()?.parent().map(Path::to_path_buf)
+    Path::new(name.to_str().ok()?)
+        .canonicalize()
+        .ok()?
+        .parent()
+        .map(Path::to_path_buf)
 }
 
 fn address_in_libtorch() -> *const libc::c_void {
@@ -56,14 +60,18 @@ pub(crate) fn open_cuda() -> &'static CudaPart {
 fn try_open_cuda() -> Result<PathBuf, String> {
     let folder = folder().ok_or("the folder of libtorch_cpu.so is not known")?;
     // Python's torch keeps it beside libtorch_cpu.so; `cargo xtask setup --cuda` in a folder that the linker never sees.
-    let candidates = [folder.join("libtorch_cuda.so"), folder.join("../cuda/lib/libtorch_cuda.so")];
+    let candidates = [
+        folder.join("libtorch_cuda.so"),
+        folder.join("../cuda/lib/libtorch_cuda.so"),
+    ];
     let path = candidates.iter().find(|p| p.exists()).ok_or_else(|| {
         "this libtorch has no CUDA part; `cargo xtask setup --cuda` installs it, or point LIBTORCH at Python's torch folder"
             .to_owned()
     })?;
     // SAFETY: the driver and libtorch run their own initialisers when opened, as they would when linked.
     unsafe {
-        let driver = Library::open(Some("libcuda.so.1"), RTLD_NOW).map_err(|_| "no NVIDIA driver (libcuda.so.1) on this machine")?;
+        let driver = Library::open(Some("libcuda.so.1"), RTLD_NOW)
+            .map_err(|_| "no NVIDIA driver (libcuda.so.1) on this machine")?;
         let part = Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL)
             .map_err(|e| format!("{} could not be opened: {e}", path.display()))?;
         // libtorch keeps function pointers into both: they stay open until the process ends.
@@ -80,6 +88,10 @@ mod tests {
     fn the_library_folder_is_the_one_that_holds_libtorch_cpu() {
         let _ = tch::get_num_threads();
         let folder = folder().unwrap();
-        assert!(folder.join("libtorch_cpu.so").exists(), "{}", folder.display());
+        assert!(
+            folder.join("libtorch_cpu.so").exists(),
+            "{}",
+            folder.display()
+        );
     }
 }

@@ -93,6 +93,9 @@ pub fn neuron(
             &raw mut spikes,
             &raw mut membrane,
         ))?;
-        Ok((Tensor::from_ptr(spikes), (!membrane.is_null()).then(|| Tensor::from_ptr(membrane))))
+        Ok((
+            Tensor::from_ptr(spikes),
+            (!membrane.is_null()).then(|| Tensor::from_ptr(membrane)),
+        ))
     }
 }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
+use crate::Result;
 use crate::checkpoint::copy_into;
 use crate::ops::check;
-use crate::Result;
 
 unsafe extern "C" {
     fn fewstep_adam(
@@ -120,9 +120,16 @@ impl Optimiser {
             for slot in slots {
                 state.insert(format!("{slot}.{name}"), p.f_zeros_like()?.f_detach()?);
             }
-            state.insert(format!("steps.{name}"), Tensor::f_zeros([], (Kind::Float, p.device()))?);
+            state.insert(
+                format!("steps.{name}"),
+                Tensor::f_zeros([], (Kind::Float, p.device()))?,
+            );
         }
-        Ok(Self { config, groups, state })
+        Ok(Self {
+            config,
+            groups,
+            state,
+        })
     }
 
     /// One step with this learning rate.
@@ -142,17 +149,49 @@ impl Optimiser {
             }
             let params = pointers(with_grad.iter().map(|(_, p, _)| *p));
             let grads = pointers(with_grad.iter().map(|(_, _, g)| g));
-            let slot = |slot: &str| pointers(with_grad.iter().filter_map(|(name, ..)| self.state.get(&format!("{slot}.{name}"))));
-            let (n, lr, weight_decay) = (params.len() as i64, lr * group.lr_factor, group.weight_decay);
+            let slot = |slot: &str| {
+                pointers(
+                    with_grad
+                        .iter()
+                        .filter_map(|(name, ..)| self.state.get(&format!("{slot}.{name}"))),
+                )
+            };
+            let (n, lr, weight_decay) = (
+                params.len() as i64,
+                lr * group.lr_factor,
+                group.weight_decay,
+            );
             match self.config {
-                OptimiserConfig::Adam { betas, eps, amsgrad, decoupled } => {
-                    let (m, v, vm, t) = (slot("first"), slot("second"), slot("second_max"), slot("steps"));
+                OptimiserConfig::Adam {
+                    betas,
+                    eps,
+                    amsgrad,
+                    decoupled,
+                } => {
+                    let (m, v, vm, t) = (
+                        slot("first"),
+                        slot("second"),
+                        slot("second_max"),
+                        slot("steps"),
+                    );
                     // SAFETY: every array holds n live tensors (`state` has an entry for each parameter; second_max is read only
                     // with amsgrad, where it has them too).
                     check(unsafe {
                         fewstep_adam(
-                            params.as_ptr(), grads.as_ptr(), m.as_ptr(), v.as_ptr(), vm.as_ptr(), t.as_ptr(), n, lr, betas[0],
-                            betas[1], weight_decay, eps, amsgrad, decoupled,
+                            params.as_ptr(),
+                            grads.as_ptr(),
+                            m.as_ptr(),
+                            v.as_ptr(),
+                            vm.as_ptr(),
+                            t.as_ptr(),
+                            n,
+                            lr,
+                            betas[0],
+                            betas[1],
+                            weight_decay,
+                            eps,
+                            amsgrad,
+                            decoupled,
                         )
                     })?;
                 }
@@ -161,7 +200,17 @@ impl Optimiser {
                     let buffers = slot("momentum");
                     // SAFETY: as above; the buffers are read only where momentum is not 0.
                     check(unsafe {
-                        fewstep_sgd(params.as_ptr(), grads.as_ptr(), buffers.as_ptr(), n, lr, momentum, weight_decay, nesterov, false)
+                        fewstep_sgd(
+                            params.as_ptr(),
+                            grads.as_ptr(),
+                            buffers.as_ptr(),
+                            n,
+                            lr,
+                            momentum,
+                            weight_decay,
+                            nesterov,
+                            false,
+                        )
                     })?;
                 }
             }
@@ -178,7 +227,9 @@ impl Optimiser {
 
     /// The state, for a checkpoint.
     pub fn state(&self) -> impl Iterator<Item = (String, Tensor)> {
-        self.state.iter().map(|(name, t)| (name.clone(), t.shallow_clone()))
+        self.state
+            .iter()
+            .map(|(name, t)| (name.clone(), t.shallow_clone()))
     }
 
     /// Takes up a saved state.
@@ -228,14 +279,22 @@ impl LearningRate {
         match self {
             Self::Constant => 1.,
             Self::MultiStep { milestones, factor } => {
-                let passed = milestones.iter().filter(|&&m| epoch.floor() >= (m * epochs).floor()).count();
+                let passed = milestones
+                    .iter()
+                    .filter(|&&m| epoch.floor() >= (m * epochs).floor())
+                    .count();
                 factor.powi(-(passed as i32))
             }
-            Self::Cosine { floor, warmup_epochs } => {
+            Self::Cosine {
+                floor,
+                warmup_epochs,
+            } => {
                 if epoch < *warmup_epochs {
                     return (epoch / warmup_epochs).max(1e-3);
                 }
-                let done = ((epoch - warmup_epochs) / (epochs - warmup_epochs).max(f64::MIN_POSITIVE)).clamp(0., 1.);
+                let done = ((epoch - warmup_epochs)
+                    / (epochs - warmup_epochs).max(f64::MIN_POSITIVE))
+                .clamp(0., 1.);
                 floor + (1. - floor) * 0.5 * (1. + (std::f64::consts::PI * done).cos())
             }
         }
@@ -248,18 +307,32 @@ mod tests {
     use tch::Device;
 
     fn group(p: &Tensor) -> Vec<ParameterGroup> {
-        vec![ParameterGroup { parameters: vec![("w".into(), p.shallow_clone())], weight_decay: 0.01, lr_factor: 1. }]
+        vec![ParameterGroup {
+            parameters: vec![("w".into(), p.shallow_clone())],
+            weight_decay: 0.01,
+            lr_factor: 1.,
+        }]
     }
 
     #[test]
     fn a_run_that_saves_and_takes_up_its_state_takes_the_same_steps() {
         for config in [
-            OptimiserConfig::Adam { betas: betas(), eps: eps(), amsgrad: true, decoupled: false },
-            OptimiserConfig::Sgd { momentum: 0.9, nesterov: false },
+            OptimiserConfig::Adam {
+                betas: betas(),
+                eps: eps(),
+                amsgrad: true,
+                decoupled: false,
+            },
+            OptimiserConfig::Sgd {
+                momentum: 0.9,
+                nesterov: false,
+            },
         ] {
             let run = |resume_at: Option<usize>| {
                 tch::manual_seed(1);
-                let grads: Vec<_> = (0..6).map(|_| Tensor::randn([5], (Kind::Float, Device::Cpu))).collect();
+                let grads: Vec<_> = (0..6)
+                    .map(|_| Tensor::randn([5], (Kind::Float, Device::Cpu)))
+                    .collect();
                 let w = Tensor::ones([5], (Kind::Float, Device::Cpu)).set_requires_grad(true);
                 let mut o = Optimiser::new(config, group(&w)).unwrap();
                 for (i, g) in grads.iter().enumerate() {
@@ -280,18 +353,29 @@ mod tests {
 
     #[test]
     fn a_cosine_starts_at_one_ends_at_its_floor_and_never_rises_after_warm_up() {
-        let s = LearningRate::Cosine { floor: 0.1, warmup_epochs: 2. };
+        let s = LearningRate::Cosine {
+            floor: 0.1,
+            warmup_epochs: 2.,
+        };
         assert!((s.factor(2., 10) - 1.).abs() < 1e-12);
         assert!((s.factor(10., 10) - 0.1).abs() < 1e-12);
         assert!((s.factor(1., 10) - 0.5).abs() < 1e-12);
-        let rates: Vec<_> = (20..=100).map(|i| s.factor(f64::from(i) / 10., 10)).collect();
+        let rates: Vec<_> = (20..=100)
+            .map(|i| s.factor(f64::from(i) / 10., 10))
+            .collect();
         assert!(rates.windows(2).all(|w| w[0] >= w[1]));
     }
 
     #[test]
     fn published_milestones_divide_by_five_at_60_80_and_90_percent() {
-        let s = LearningRate::MultiStep { milestones: vec![0.6, 0.8, 0.9], factor: 5. };
+        let s = LearningRate::MultiStep {
+            milestones: vec![0.6, 0.8, 0.9],
+            factor: 5.,
+        };
         let at = |e| s.factor(e, 10);
-        assert_eq!([at(0.), at(5.9), at(6.), at(7.), at(8.), at(9.)], [1., 1., 1. / 5., 1. / 5., 1. / 25., 1. / 125.]);
+        assert_eq!(
+            [at(0.), at(5.9), at(6.), at(7.), at(8.), at(9.)],
+            [1., 1., 1. / 5., 1. / 5., 1. / 25., 1. / 125.]
+        );
     }
 }

@@ -3,7 +3,9 @@
 
 /// A seed for one use: SplitMix64 over the run's seed and the place (a stage's number, an epoch …).
 pub fn derive(seed: u64, place: &[u64]) -> u64 {
-    place.iter().fold(mix(seed), |state, &p| mix(state ^ mix(p)))
+    place
+        .iter()
+        .fold(mix(seed), |state, &p| mix(state ^ mix(p)))
 }
 
 /// Seeds libtorch's generators on every device.
@@ -26,7 +28,16 @@ mod tests {
     #[test]
     fn streams_of_other_places_differ_and_the_same_place_repeats() {
         assert_eq!(derive(0, &[1, 2]), derive(0, &[1, 2]));
-        let all = [derive(0, &[1, 2]), derive(0, &[2, 1]), derive(1, &[1, 2]), derive(0, &[1]), derive(0, &[])];
-        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
+        let all = [
+            derive(0, &[1, 2]),
+            derive(0, &[2, 1]),
+            derive(1, &[1, 2]),
+            derive(0, &[1]),
+            derive(0, &[]),
+        ];
+        assert_eq!(
+            all.iter().collect::<std::collections::HashSet<_>>().len(),
+            all.len()
+        );
     }
 }

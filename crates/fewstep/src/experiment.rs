@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use fewstep_datasets::{Augment, DataSpec, FolderOptions};
-use fewstep_iir::{Calibration, DataOptions, Direct, Limits, NetworkOptions, Recipe, Snn, Training};
+use fewstep_iir::{
+    Calibration, DataOptions, Direct, Limits, NetworkOptions, Recipe, Snn, Training,
+};
 use fewstep_spiking::NeuronOptions;
 use fewstep_torch::DeviceChoice;
 use serde::{Deserialize, Serialize};
@@ -96,7 +98,11 @@ fn validation_fraction() -> f64 {
 impl DataSection {
     /// What to open.
     pub fn spec(&self) -> DataSpec {
-        DataSpec { name: self.name.clone(), path: self.path.clone(), folder: self.folder.clone() }
+        DataSpec {
+            name: self.name.clone(),
+            path: self.path.clone(),
+            folder: self.folder.clone(),
+        }
     }
 
     /// How to use it.

@@ -7,7 +7,12 @@ use fewstep::commands::{bench, data, demo, run};
 
 /// Networks that pay for time, paying less of it.
 #[derive(Parser)]
-#[command(name = "fewstep", version, about, after_help = "Example: fewstep run configs/iir/demo.toml --set seed=1")]
+#[command(
+    name = "fewstep",
+    version,
+    about,
+    after_help = "Example: fewstep run configs/iir/demo.toml --set seed=1"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -28,7 +33,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     fewstep_torch::device::keep_memory();
     let result = match Cli::parse().command {
         Some(Command::Run(o)) => run::run(&o),
@@ -37,7 +45,11 @@ fn main() -> ExitCode {
         Some(Command::Bench(o)) => bench::bench(&o),
         None => {
             // Nothing was asked: show what can be.
-            return if Cli::command().print_help().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            return if Cli::command().print_help().is_ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
         }
     };
     match result {

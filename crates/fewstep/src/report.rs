@@ -15,7 +15,7 @@ pub struct ReportRow {
     pub val_accuracy: Option<f64>,
     /// Share of the test images that is right, 0 to 1.
     pub test_accuracy: Option<f64>,
-    /// Spikes per neuron and timestep, mean over all spiking layers, 0 to 1.
+    /// Spikes per neuron and image, summed over all timesteps; mean over all spiking neurons.
     pub spike_rate_mean: Option<f64>,
     /// Energy of the ANN over the energy of this network, both at 45 nm.
     pub energy_ratio: Option<f64>,

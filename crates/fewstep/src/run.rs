@@ -22,12 +22,14 @@ mod events;
 mod tests;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use fewstep_torch::checkpoint::write_atomically;
 
 use crate::tensorboard::{self, EventWriter};
 
@@ -248,7 +250,7 @@ impl RunFolder {
         let mut text = serde_json::to_string_pretty(summary).map_err(RunError::ToJson)?;
         text.push('\n');
         self.events.sync()?;
-        write_atomically(&path, text.as_bytes())
+        Ok(write_atomically(&path, text.as_bytes())?)
     }
 
     fn with_tensorboard(
@@ -265,42 +267,6 @@ impl RunFolder {
             }
         };
         write(writer).map_err(failed)
-    }
-}
-
-/// Writes a whole file so that it is there in full or, after a crash, as it was before.
-///
-/// # Errors
-/// If the file system fails; the temporary file is then removed.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix(".tmp-")
-            .permissions_of_a_plain_file()
-            .tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        // The new name itself must reach the disk too.
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|source| RunError::io("write", path, source))
-}
-
-trait PlainPermissions {
-    fn permissions_of_a_plain_file(&mut self) -> &mut Self;
-}
-
-impl PlainPermissions for tempfile::Builder<'_, '_> {
-    /// `tempfile` makes files that only their owner can read; results are for others as well (less the umask).
-    fn permissions_of_a_plain_file(&mut self) -> &mut Self {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            self.permissions(fs::Permissions::from_mode(0o666));
-        }
-        self
     }
 }
 

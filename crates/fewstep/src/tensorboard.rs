@@ -11,7 +11,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How every event file's name begins; TensorBoard looks for the same.
@@ -22,7 +22,6 @@ pub const FILE_PREFIX: &str = "events.out.tfevents.";
 #[derive(Debug)]
 pub struct EventWriter {
     file: File,
-    path: PathBuf,
 }
 
 impl EventWriter {
@@ -35,26 +34,21 @@ impl EventWriter {
         let seconds = unix_seconds() as u64;
         let process = std::process::id();
         let mut serial = 0_u32;
-        let (file, path) = loop {
+        let file = loop {
             let name = format!("{FILE_PREFIX}{seconds:010}.fewstep.{process}.{serial}");
             let path = folder.join(name);
             match OpenOptions::new().append(true).create_new(true).open(&path) {
-                Ok(file) => break (file, path),
+                Ok(file) => break file,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => serial += 1,
                 Err(error) => return Err(error),
             }
         };
-        let mut writer = Self { file, path };
+        let mut writer = Self { file };
         let mut event = Message::default();
         event.double(1, unix_seconds());
         event.bytes(3, b"brain.Event:2");
         writer.record(&event.0)?;
         Ok(writer)
-    }
-
-    /// The file that is written.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// One point of the curve `tag`. `wall_time_s` is Unix time in seconds; NaN and infinities are kept.
@@ -210,6 +204,13 @@ pub(crate) mod tests {
         found
     }
 
+    /// The bytes of the only file in `folder`.
+    fn written(folder: &Path) -> Vec<u8> {
+        let files: Vec<_> = std::fs::read_dir(folder).unwrap().collect();
+        assert_eq!(files.len(), 1);
+        std::fs::read(files[0].as_ref().unwrap().path()).unwrap()
+    }
+
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -233,11 +234,11 @@ pub(crate) mod tests {
     fn a_scalar_record_has_the_bytes_that_tensorboard_writes() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(folder.path()).unwrap();
-        let start = std::fs::metadata(writer.path()).unwrap().len() as usize;
+        let start = written(folder.path()).len();
         writer
             .scalar("ann/loss", 300, 0.25, 1_700_000_000.5)
             .unwrap();
-        let bytes = std::fs::read(writer.path()).unwrap();
+        let bytes = written(folder.path());
         assert_eq!(hex(&bytes[start..]), SCALAR_RECORD);
     }
 
@@ -247,7 +248,7 @@ pub(crate) mod tests {
         let mut writer = EventWriter::create(folder.path()).unwrap();
         writer.scalar("loss", -1, f64::NAN, 1.0).unwrap();
         writer.image("plots/energy", 7, &tiny_png(), 2.0).unwrap();
-        let records = payloads(&std::fs::read(writer.path()).unwrap());
+        let records = payloads(&written(folder.path()));
         assert_eq!(records.len(), 3);
         assert!(records[0].ends_with(b"brain.Event:2"));
         assert!(records[1].windows(4).any(|part| part == b"loss"));
@@ -259,9 +260,9 @@ pub(crate) mod tests {
     #[test]
     fn a_second_writer_takes_a_file_of_its_own_and_bytes_that_are_no_png_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let first = EventWriter::create(folder.path()).unwrap();
+        let _first = EventWriter::create(folder.path()).unwrap();
         let mut second = EventWriter::create(folder.path()).unwrap();
-        assert_ne!(first.path(), second.path());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
         let error = second.image("x", 0, b"GIF89a", 0.0).unwrap_err();
         assert_eq!(error.to_string(), "the image `x` is not a PNG");
     }

@@ -10,7 +10,14 @@ use crate::plan::{Builder, Connection, Plan, Shortcut};
 ///
 /// # Errors
 /// A width that is not positive, or an input too small for its strides.
-pub fn resnet(name: &str, blocks: [usize; 4], input: [i64; 3], classes: i64, width: f64, batch_norm: bool) -> Result<Plan> {
+pub fn resnet(
+    name: &str,
+    blocks: [usize; 4],
+    input: [i64; 3],
+    classes: i64,
+    width: f64,
+    batch_norm: bool,
+) -> Result<Plan> {
     let mut b = Builder::new(name, input, batch_norm)?;
     for i in 1..=3 {
         b.conv(format!("stem{i}"), scaled(64, width)?, 3, 1)?;
@@ -26,7 +33,13 @@ pub fn resnet(name: &str, blocks: [usize; 4], input: [i64; 3], classes: i64, wid
             let second = b.conv(format!("{name}.conv2"), channels, 3, 1)?;
             second.dropout = false;
             let changes = before != second.output;
-            let projection = changes.then_some(Connection::Conv { inputs: before[0], outputs: channels, kernel: 1, stride, padding: 0 });
+            let projection = changes.then_some(Connection::Conv {
+                inputs: before[0],
+                outputs: channels,
+                kernel: 1,
+                stride,
+                padding: 0,
+            });
             second.shortcut = Some(Shortcut { from, projection });
         }
     }

@@ -40,7 +40,10 @@ pub fn bench(options: &Options) -> Result<()> {
     tch::set_num_threads(options.threads);
     for timesteps in [1u32, 5] {
         let ms = vgg9_step(timesteps, options)?;
-        println!("{}", json!({"name": format!("vgg9-t{timesteps}-b32"), "ms": ms, "threads": options.threads, "batch": 32}));
+        println!(
+            "{}",
+            json!({"name": format!("vgg9-t{timesteps}-b32"), "ms": ms, "threads": options.threads, "batch": 32})
+        );
     }
     Ok(())
 }
@@ -50,18 +53,40 @@ fn vgg9_step(timesteps: u32, options: &Options) -> Result<Vec<f64>> {
     tch::manual_seed(0);
     let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
     let mut network = Network::new(plan, Device::Cpu)?;
-    let leak = LeakOptions { initial: 0.9, learnable: false };
-    network.add_neurons(&NeuronOptions { threshold: 0.5, learnable_threshold: false, leak, ..NeuronOptions::default() })?;
+    let leak = LeakOptions {
+        initial: 0.9,
+        learnable: false,
+    };
+    network.add_neurons(&NeuronOptions {
+        threshold: 0.5,
+        learnable_threshold: false,
+        leak,
+        ..NeuronOptions::default()
+    })?;
     let parameters = network.parameters();
-    let config = OptimiserConfig::Adam { betas: [0.9, 0.999], eps: 1e-8, amsgrad: true, decoupled: false };
-    let mut optimiser = Optimiser::new(config, vec![ParameterGroup { parameters, weight_decay: 0., lr_factor: 1. }])?;
+    let config = OptimiserConfig::Adam {
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        amsgrad: true,
+        decoupled: false,
+    };
+    let mut optimiser = Optimiser::new(
+        config,
+        vec![ParameterGroup {
+            parameters,
+            weight_decay: 0.,
+            lr_factor: 1.,
+        }],
+    )?;
     let images = Tensor::f_rand([32, 3, 32, 32], (Kind::Float, Device::Cpu))?;
     let labels = Tensor::f_randint(10, [32], (Kind::Int64, Device::Cpu))?;
     let mut samples = Vec::new();
     for step in 0..options.warmup + options.samples {
         let start = Instant::now();
         let out = network.forward(Input::Direct(&images), &Forward::spiking(timesteps), None)?;
-        let loss = out.logits.f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Mean, -100, 0.)?;
+        let loss =
+            out.logits
+                .f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Mean, -100, 0.)?;
         optimiser.zero_grad();
         loss.f_backward()?;
         optimiser.step(1e-4)?;

@@ -50,7 +50,12 @@ pub fn data(command: &Command) -> Result<()> {
                 println!("{info}");
             }
         }
-        Command::Fetch { name, to, from, quiet } => fetch(name, to, from.as_deref(), ProgressMode::detect(*quiet))?,
+        Command::Fetch {
+            name,
+            to,
+            from,
+            quiet,
+        } => fetch(name, to, from.as_deref(), ProgressMode::detect(*quiet))?,
     }
     Ok(())
 }
@@ -59,7 +64,10 @@ fn fetch(name: &str, to: &std::path::Path, from: Option<&str>, mode: ProgressMod
     let mut shown: Option<(String, Progress)> = None;
     let mut progress = |p: fewstep_datasets::FetchProgress| {
         if shown.as_ref().is_none_or(|(file, _)| *file != p.file)
-            && let Some((_, finished)) = shown.replace((p.file.clone(), Progress::new(mode, p.file.clone(), p.total_bytes.unwrap_or(0))))
+            && let Some((_, finished)) = shown.replace((
+                p.file.clone(),
+                Progress::new(mode, p.file.clone(), p.total_bytes.unwrap_or(0)),
+            ))
         {
             finished.finish("done");
         }

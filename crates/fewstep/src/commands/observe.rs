@@ -20,7 +20,11 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(folder: RunFolder, mode: ProgressMode, recipe: &Recipe) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        folder: RunFolder,
+        mode: ProgressMode,
+        recipe: &Recipe,
+    ) -> anyhow::Result<Self> {
         let mut sum = 0;
         let mut before = Vec::new();
         for phase in recipe.phases()? {
@@ -28,8 +32,18 @@ impl Recorder {
             sum += u64::from(phase.training.epochs);
         }
         let text = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
-        let told = folder.events()?.iter().map(|e| (text(e, "kind"), text(e, "phase"))).collect();
-        Ok(Self { folder, mode, bar: None, before, told })
+        let told = folder
+            .events()?
+            .iter()
+            .map(|e| (text(e, "kind"), text(e, "phase")))
+            .collect();
+        Ok(Self {
+            folder,
+            mode,
+            bar: None,
+            before,
+            told,
+        })
     }
 
     /// A line for a person.
@@ -43,7 +57,12 @@ impl Recorder {
         self.folder
     }
 
-    fn once(&mut self, kind: &str, phase: &str, fields: Value) -> std::result::Result<bool, RunError> {
+    fn once(
+        &mut self,
+        kind: &str,
+        phase: &str,
+        fields: Value,
+    ) -> std::result::Result<bool, RunError> {
         if !self.told.insert((kind.to_owned(), phase.to_owned())) {
             return Ok(false);
         }
@@ -53,21 +72,57 @@ impl Recorder {
 
     fn record(&mut self, event: &Event) -> std::result::Result<(), RunError> {
         match *event {
-            Event::PhaseStarted { phase, number, phases, epochs, done } => {
+            Event::PhaseStarted {
+                phase,
+                number,
+                phases,
+                epochs,
+                done,
+            } => {
                 let label = format!("{:>2}/{phases} {phase}", number + 1);
                 if done < epochs {
-                    self.bar = Some(Progress::new(self.mode, label, u64::from(epochs) * PER_EPOCH));
+                    self.bar = Some(Progress::new(
+                        self.mode,
+                        label,
+                        u64::from(epochs) * PER_EPOCH,
+                    ));
                 }
-                self.once("phase_started", phase, json!({"phase": phase, "epochs": epochs}))?;
+                self.once(
+                    "phase_started",
+                    phase,
+                    json!({"phase": phase, "epochs": epochs}),
+                )?;
             }
-            Event::Batch { epoch, batch, batches, loss, .. } => {
+            Event::Batch {
+                epoch,
+                batch,
+                batches,
+                loss,
+                ..
+            } => {
                 if let Some(bar) = &mut self.bar {
                     let within = PER_EPOCH * batch as u64 / batches.max(1) as u64;
-                    bar.set(u64::from(epoch - 1) * PER_EPOCH + within, format_args!("epoch {epoch} loss {loss:.3}"));
+                    bar.set(
+                        u64::from(epoch - 1) * PER_EPOCH + within,
+                        format_args!("epoch {epoch} loss {loss:.3}"),
+                    );
                 }
             }
-            Event::Epoch { phase, epoch, epochs, learning_rate, train_loss, validation, best, seconds } => {
-                let before = self.before.iter().find(|(p, _)| p == phase).map_or(0, |(_, n)| *n);
+            Event::Epoch {
+                phase,
+                epoch,
+                epochs,
+                learning_rate,
+                train_loss,
+                validation,
+                best,
+                seconds,
+            } => {
+                let before = self
+                    .before
+                    .iter()
+                    .find(|(p, _)| p == phase)
+                    .map_or(0, |(_, n)| *n);
                 let number = before + u64::from(epoch);
                 let fields = json!({
                     "phase": phase, "epoch": epoch, "learning_rate": learning_rate, "train_loss": train_loss,
@@ -81,29 +136,46 @@ impl Recorder {
                     ("learning_rate", learning_rate),
                 ];
                 for (name, value) in curves {
-                    self.folder.scalar(&format!("{phase}/{name}"), u64::from(epoch), value)?;
+                    self.folder
+                        .scalar(&format!("{phase}/{name}"), u64::from(epoch), value)?;
                 }
                 self.folder.mark(number)?;
                 if let Some(bar) = &mut self.bar {
-                    let message = format!("epoch {epoch} loss {train_loss:.3} validation {:.2} %", 100. * validation.accuracy);
+                    let message = format!(
+                        "epoch {epoch} loss {train_loss:.3} validation {:.2} %",
+                        100. * validation.accuracy
+                    );
                     bar.set(u64::from(epoch) * PER_EPOCH, message);
                 }
                 let _ = epochs;
             }
             Event::Calibrated { phase, thresholds } => {
-                self.once("calibrated", phase, json!({"phase": phase, "thresholds": thresholds}))?;
+                self.once(
+                    "calibrated",
+                    phase,
+                    json!({"phase": phase, "thresholds": thresholds}),
+                )?;
             }
-            Event::PhaseEnded { phase, val_accuracy, test_accuracy } => {
+            Event::PhaseEnded {
+                phase,
+                val_accuracy,
+                test_accuracy,
+            } => {
                 let fields = json!({"phase": phase, "val_accuracy": val_accuracy, "test_accuracy": test_accuracy});
                 self.once("phase_ended", phase, fields)?;
-                let line = format!("validation {:.2} %, test {:.2} %", 100. * val_accuracy, 100. * test_accuracy);
+                let line = format!(
+                    "validation {:.2} %, test {:.2} %",
+                    100. * val_accuracy,
+                    100. * test_accuracy
+                );
                 match self.bar.take() {
                     Some(bar) => bar.finish(line),
                     None => self.say(&format!("{phase}: done before; {line}")),
                 }
             }
             Event::Warning { phase, ref message } => {
-                self.folder.event("warning", json!({"phase": phase, "message": message}))?;
+                self.folder
+                    .event("warning", json!({"phase": phase, "message": message}))?;
                 self.say(&format!("warning: stage {phase}: {message}"));
             }
             _ => {}

@@ -15,10 +15,13 @@ use crate::run::{Existing, RunFolder};
 
 /// Options of `fewstep run`.
 #[derive(Args, Debug, Clone)]
-#[command(after_help = "Example: fewstep run configs/iir/fashion-mnist-quick.toml --set seed=1 --set name=fashion-seed1")]
+#[command(
+    after_help = "Example: fewstep run configs/iir/fashion-mnist-quick.toml --set seed=1 --set name=fashion-seed1"
+)]
 pub struct Options {
     /// A config, such as configs/iir/demo.toml
     pub config: PathBuf,
+    /// What demo takes as well
     #[command(flatten)]
     pub common: Common,
 }
@@ -69,28 +72,43 @@ impl Common {
 /// # Errors
 /// The config, the data, the folder or the training is at fault; one sentence.
 pub fn run(options: &Options) -> Result<()> {
-    let (experiment, source) = config::load_with_source::<Experiment>(&options.config, &options.common.overrides())?;
+    let (experiment, source) =
+        config::load_with_source::<Experiment>(&options.config, &options.common.overrides())?;
     follow(&experiment, &source, &options.common)
 }
 
 /// Runs an experiment that was read from `source`.
-pub(crate) fn follow(experiment: &Experiment, source: &ConfigSource, common: &Common) -> Result<()> {
+pub(crate) fn follow(
+    experiment: &Experiment,
+    source: &ConfigSource,
+    common: &Common,
+) -> Result<()> {
     let recipe = experiment.recipe();
     // Everything that can be wrong with the config is said before a folder is made.
     recipe.validate().map_err(|e| place(source, e))?;
     let device = device::resolve(experiment.device)?;
     if let Some(threads) = experiment.threads {
         if threads == 0 {
-            return Err(source.invalid("threads", "expected at least 1, found 0").into());
+            return Err(source
+                .invalid("threads", "expected at least 1, found 0")
+                .into());
         }
         tch::set_num_threads(i32::try_from(threads)?);
     }
     let (data, stand_in) = open_data(experiment, &recipe, source)?;
     check_plan(&recipe, &data, source)?;
 
-    let mut folder = RunFolder::create(&common.runs, &experiment.name, experiment, common.existing())?;
+    let mut folder = RunFolder::create(
+        &common.runs,
+        &experiment.name,
+        experiment,
+        common.existing(),
+    )?;
     if folder.finished() && common.resume {
-        bail!("{} is finished; its figures are in summary.json (--force starts anew)", folder.path("").display());
+        bail!(
+            "{} is finished; its figures are in summary.json (--force starts anew)",
+            folder.path("").display()
+        );
     }
     let checkpoints = folder.checkpoints();
     if common.force {
@@ -126,7 +144,11 @@ fn place(source: &ConfigSource, error: fewstep_iir::Error) -> anyhow::Error {
 }
 
 /// The data; under `limits.batches`, noise where it is not there.
-fn open_data(experiment: &Experiment, recipe: &Recipe, source: &ConfigSource) -> Result<(Data, bool)> {
+fn open_data(
+    experiment: &Experiment,
+    recipe: &Recipe,
+    source: &ConfigSource,
+) -> Result<(Data, bool)> {
     let section = &experiment.data;
     match Data::open_with(&section.spec(), &section.options(), experiment.seed) {
         Ok(data) => Ok((data, false)),
@@ -134,10 +156,20 @@ fn open_data(experiment: &Experiment, recipe: &Recipe, source: &ConfigSource) ->
             if recipe.limits.batches.is_some() && section.stand_in.is_some() =>
         {
             let name = section.stand_in.clone().unwrap_or_default();
-            eprintln!("{} is not there: noise takes its place ({name}); accuracies mean nothing", section.name);
+            eprintln!(
+                "{} is not there: noise takes its place ({name}); accuracies mean nothing",
+                section.name
+            );
             let spec = fewstep_datasets::DataSpec::new(name, None);
-            let options = fewstep_iir::DataOptions { train_images: None, test_images: None, ..section.options() };
-            Ok((Data::open_with(&spec, &options, experiment.seed).map_err(|e| place(source, e))?, true))
+            let options = fewstep_iir::DataOptions {
+                train_images: None,
+                test_images: None,
+                ..section.options()
+            };
+            Ok((
+                Data::open_with(&spec, &options, experiment.seed).map_err(|e| place(source, e))?,
+                true,
+            ))
         }
         Err(e) => Err(place(source, e)),
     }
@@ -146,7 +178,11 @@ fn open_data(experiment: &Experiment, recipe: &Recipe, source: &ConfigSource) ->
 /// An architecture that does not fit the images is the config's fault.
 fn check_plan(recipe: &Recipe, data: &Data, source: &ConfigSource) -> Result<()> {
     let shape = data.shape();
-    let input = [shape.channels as i64, shape.height as i64, shape.width as i64];
+    let input = [
+        shape.channels as i64,
+        shape.height as i64,
+        shape.width as i64,
+    ];
     match recipe.network.plan(input, data.class_names().len() as i64) {
         Ok(_) => Ok(()),
         Err(e) => Err(source.invalid("network.architecture", e.to_string()).into()),
@@ -155,7 +191,9 @@ fn check_plan(recipe: &Recipe, data: &Data, source: &ConfigSource) -> Result<()>
 
 fn remove_checkpoints(folder: &Path) -> Result<()> {
     match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(format!("{}", folder.display())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).context(format!("{}", folder.display()))
+        }
         _ => Ok(()),
     }
 }

@@ -23,7 +23,11 @@ pub(crate) fn write(
 ) -> Result<()> {
     plots(folder, report)?;
     let (train, validation, test) = data.counts();
-    let ImageShape { channels, height, width } = data.shape();
+    let ImageShape {
+        channels,
+        height,
+        width,
+    } = data.shape();
     let last = report.stages.last();
     let summary = json!({
         "method": experiment.method,
@@ -55,7 +59,10 @@ pub(crate) fn write(
 /// Prints the table and what was won, or the summary.
 pub(crate) fn print(folder: &RunFolder, report: &Report, as_json: bool) -> Result<()> {
     if as_json {
-        println!("{}", std::fs::read_to_string(folder.path("summary.json"))?.trim_end());
+        println!(
+            "{}",
+            std::fs::read_to_string(folder.path("summary.json"))?.trim_end()
+        );
         return Ok(());
     }
     println!("{}", report::table(&rows(report), Style::detect()));
@@ -74,7 +81,10 @@ pub(crate) fn print(folder: &RunFolder, report: &Report, as_json: bool) -> Resul
             }
         }
     }
-    println!("figures, plots and checkpoints: {}", folder.path("").display());
+    println!(
+        "figures, plots and checkpoints: {}",
+        folder.path("").display()
+    );
     Ok(())
 }
 
@@ -97,7 +107,9 @@ fn rows(report: &Report) -> Vec<ReportRow> {
         energy_ratio: Some(s.energy_ratio),
         ms_per_image: Some(s.latency_ms.median_ms),
     };
-    std::iter::once(ann).chain(report.stages.iter().chain(&report.direct).map(row)).collect()
+    std::iter::once(ann)
+        .chain(report.stages.iter().chain(&report.direct).map(row))
+        .collect()
 }
 
 fn plots(folder: &mut RunFolder, report: &Report) -> Result<()> {
@@ -115,7 +127,11 @@ fn plots(folder: &mut RunFolder, report: &Report) -> Result<()> {
         direct: report.direct.iter().map(point).collect(),
     })?;
     folder.plot("accuracy", &accuracy)?;
-    let layers = report.stages.first().map(|s| s.layers.iter().map(|l| l.layer.clone()).collect()).unwrap_or_default();
+    let layers = report
+        .stages
+        .first()
+        .map(|s| s.layers.iter().map(|l| l.layer.clone()).collect())
+        .unwrap_or_default();
     let rates = plot::spike_rates(&plot::SpikeRatePlot {
         title: format!("{name}: spikes per neuron and timestep"),
         layers,
@@ -124,7 +140,11 @@ fn plots(folder: &mut RunFolder, report: &Report) -> Result<()> {
             .iter()
             .map(|s| plot::SpikeRateStage {
                 label: format!("T={}", s.timesteps),
-                rates: s.spike_rate_per_layer.iter().map(|r| r / f64::from(s.timesteps)).collect(),
+                rates: s
+                    .spike_rate_per_layer
+                    .iter()
+                    .map(|r| r / f64::from(s.timesteps))
+                    .collect(),
             })
             .collect(),
     })?;
@@ -135,7 +155,10 @@ fn plots(folder: &mut RunFolder, report: &Report) -> Result<()> {
         stages: report
             .stages
             .iter()
-            .map(|s| plot::EnergyBar { label: format!("T={}", s.timesteps), energy_uj: s.energy.snn_uj })
+            .map(|s| plot::EnergyBar {
+                label: format!("T={}", s.timesteps),
+                energy_uj: s.energy.snn_uj,
+            })
             .collect(),
     })?;
     folder.plot("energy", &energy)?;
@@ -150,7 +173,10 @@ fn plots(folder: &mut RunFolder, report: &Report) -> Result<()> {
             val_accuracy: number(e, "val_accuracy"),
         })
         .collect();
-    let loss = plot::loss_curves(&plot::LossPlot { title: format!("{name}: training"), epochs })?;
+    let loss = plot::loss_curves(&plot::LossPlot {
+        title: format!("{name}: training"),
+        epochs,
+    })?;
     folder.plot("loss", &loss)?;
     Ok(())
 }

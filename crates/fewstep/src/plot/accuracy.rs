@@ -1,7 +1,7 @@
 //! Accuracy while T goes down.
 
 use super::PlotError;
-use super::axes::{Axis, Frame, Key, legend, title};
+use super::axes::{Axis, Frame, Key, legend, percent_label, title};
 use super::canvas::{
     Align, BLUE, GREEN, INK, Marker, ORANGE, PURPLE, Rgb, SKY, TextLook, VERMILION, render,
 };
@@ -164,7 +164,7 @@ pub fn accuracy_over_timesteps(plot: &AccuracyPlot) -> Result<Vec<u8>, PlotError
 fn legend_entries(plot: &AccuracyPlot) -> Vec<(Key, String)> {
     let mut entries = Vec::new();
     if let Some(accuracy) = plot.ann_test_accuracy {
-        let text = format!("ANN, test ({:.1} %)", 100.0 * accuracy);
+        let text = format!("ANN, test ({})", percent_label(accuracy));
         entries.push((Key::Dashes(INK, None), text));
     }
     if !plot.stages.is_empty() {
@@ -177,9 +177,9 @@ fn legend_entries(plot: &AccuracyPlot) -> Vec<(Key, String)> {
     for (arm, point) in plot.direct.iter().enumerate() {
         let (colour, marker) = ARMS[arm % ARMS.len()];
         let text = format!(
-            "{}, test ({:.1} %)",
+            "{}, test ({})",
             point.label,
-            100.0 * point.test_accuracy
+            percent_label(point.test_accuracy)
         );
         entries.push((Key::Marker(colour, marker), text));
     }

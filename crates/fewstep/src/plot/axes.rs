@@ -49,8 +49,11 @@ impl Axis {
         (first..=last).map(|tick| tick as f64 * self.step).collect()
     }
 
-    /// As many decimals as the step needs.
+    /// As many decimals as the step needs; powers of ten from a million on.
     pub(super) fn label(&self, tick: f64) -> String {
+        if tick != 0.0 && self.high.abs().max(self.low.abs()) >= 1e6 {
+            return format!("{tick:.1e}");
+        }
         let needs = |decimals: &usize| {
             let scaled = self.step * 10_f64.powi(*decimals as i32);
             (scaled - scaled.round()).abs() < 1e-6 * scaled
@@ -234,5 +237,14 @@ pub(super) fn short(value: f64) -> String {
             let decimals = (2 - size.log10().floor() as i32).max(0) as usize;
             format!("{value:.decimals$}")
         }
+    }
+}
+
+/// A share as "98.6 %", or "n/a".
+pub(super) fn percent_label(share: f64) -> String {
+    if share.is_finite() {
+        format!("{:.1} %", 100.0 * share)
+    } else {
+        "n/a".to_owned()
     }
 }

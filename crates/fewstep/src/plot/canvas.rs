@@ -286,6 +286,19 @@ impl<'a> Canvas<'a> {
         Ok(())
     }
 
+    /// A centred text with white behind it, so that no line runs through it.
+    pub(super) fn text_on_paper(
+        &self,
+        at: (f64, f64),
+        text: &str,
+        look: TextLook,
+    ) -> Result<(), PlotError> {
+        let (half_width, half_height) = (self.width(text, look) / 2.0 + 2.0, 0.5 * look.size);
+        let corner = |side: f64| (at.0 + side * half_width, at.1 + side * half_height);
+        self.fill(corner(-1.0), corner(1.0), WHITE)?;
+        self.text(at, text, look.align(Align::Centre))
+    }
+
     fn glyph(
         &self,
         font: &FontRef<'static>,

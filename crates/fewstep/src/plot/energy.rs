@@ -84,7 +84,7 @@ pub fn energy_bars(plot: &EnergyPlot) -> Result<Vec<u8>, PlotError> {
             let colour = if index == 0 { GREY } else { BLUE };
             canvas.fill((x - half, y), (x + half, frame.bottom), colour)?;
             let look = TextLook::new(size - 1.0).align(Align::Centre);
-            canvas.text((x, y - 0.9 * size), &short(bar.energy_uj), look.colour(INK))?;
+            canvas.text_on_paper((x, y - 0.9 * size), &short(bar.energy_uj), look.colour(INK))?;
             if index > 0 {
                 let ratio = plot.ann_uj / bar.energy_uj;
                 let text = if ratio.is_finite() {
@@ -93,7 +93,7 @@ pub fn energy_bars(plot: &EnergyPlot) -> Result<Vec<u8>, PlotError> {
                     "n/a".to_owned()
                 };
                 let look = TextLook::new(size).bold().colour(BLUE).align(Align::Centre);
-                canvas.text((x, y - 2.3 * size), &text, look)?;
+                canvas.text_on_paper((x, y - 2.3 * size), &text, look)?;
             }
         }
         Ok(())

@@ -106,35 +106,31 @@ fn epoch_labels(epochs: usize) -> Vec<(f64, String)> {
         .collect()
 }
 
-/// Above the upper frame; a name without room there is cut, one without any room is left out.
+/// Above the upper frame. A name that is wider than its stage goes one row up, where there is room beside its like.
 fn name_stages(
     canvas: &Canvas<'_>,
     frame: &Frame,
     spans: &[Span<'_>],
     epochs: usize,
 ) -> Result<(), PlotError> {
-    let widest_that_fits = |size: f64| {
-        let look = TextLook::new(size).bold();
-        spans.iter().all(|(name, first, end)| {
-            let room = (end - first) as f64 / epochs as f64 * frame.width();
-            canvas.width(name, look) + 4.0 <= room
-        })
-    };
-    let size = [14.0, 13.0, 12.0, 11.0, 10.0]
-        .into_iter()
-        .find(|&size| widest_that_fits(size));
-    let look = TextLook::new(size.unwrap_or(10.0))
-        .bold()
-        .colour(INK)
-        .align(Align::Centre);
+    let look = TextLook::new(12.0).bold().colour(INK).align(Align::Centre);
+    let mut raised_to = 0.0;
     for &(name, first, end) in spans {
-        let room = (end - first) as f64 / epochs as f64 * frame.width() - 3.0;
-        let x = frame.x((first + end) as f64 / 2.0 / epochs as f64);
-        canvas.text(
-            (x, frame.top - 14.0),
-            &canvas.fitted(name, look, room),
-            look,
-        )?;
+        let room = (end - first) as f64 / epochs as f64 * frame.width() - 6.0;
+        let half = canvas.width(name, look) / 2.0;
+        let middle = frame.x((first + end) as f64 / 2.0 / epochs as f64);
+        if 2.0 * half <= room {
+            canvas.text((middle, frame.top - 13.0), name, look)?;
+            continue;
+        }
+        let x = middle.clamp(
+            frame.left + half,
+            (frame.right - half).max(frame.left + half),
+        );
+        if x - half >= raised_to {
+            canvas.text((x, frame.top - 29.0), name, look)?;
+            raised_to = x + half + 8.0;
+        }
     }
     Ok(())
 }

@@ -186,6 +186,23 @@ fn training_curves_are_drawn_for_short_and_long_runs() {
 }
 
 #[test]
+fn values_beyond_reason_still_make_a_plot() {
+    let mut exploded = curves(&[("ANN", 4)]);
+    exploded.epochs[3].train_loss = 3.7e30;
+    exploded.epochs[2].val_accuracy = f64::INFINITY;
+    check("loss-exploded", loss_curves(&exploded));
+    let mut nan = full_accuracy();
+    nan.ann_test_accuracy = Some(f64::NAN);
+    nan.direct[1].test_accuracy = f64::NAN;
+    check("accuracy-nan", accuracy_over_timesteps(&nan));
+    let unnamed = EnergyPlot {
+        ann_uj: 0.0,
+        ..energy(&[("", 0.0)])
+    };
+    check("energy-zero", energy_bars(&unnamed));
+}
+
+#[test]
 fn nothing_to_show_is_an_error_that_says_what_is_missing() {
     let errors = [
         accuracy_over_timesteps(&AccuracyPlot::default()),

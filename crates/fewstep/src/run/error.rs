@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 /// One sentence each, naming the folder or the file.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// A whole file could not be written.
+    #[error(transparent)]
+    File(#[from] fewstep_torch::Error),
     /// The run's name would not be one folder inside of the root.
     #[error(
         "the run name {name:?} must be letters, digits, `-`, `_` and `.`, and must not begin with `.`"
