@@ -1,6 +1,8 @@
 //! Neurons, networks, surrogates, optimisers and schedules against what snnTorch, SpikingJelly and PyTorch compute
 //! (`spiking.safetensors`, made by `spiking.py`; the layout is in README.md).
 
+#![allow(clippy::unwrap_used)] // a fixture that is not as expected is a failed test
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -107,20 +107,36 @@ impl Data {
         let all = taken(splits.train, options.train_images, "train_images")?;
         let test = taken(splits.test, options.test_images, "test_images")?;
         let (train, validation) = stratified_split(all.labels(), options.validation_fraction, seed);
+        if train.is_empty() || validation.is_empty() {
+            let (t, v) = (train.len(), validation.len());
+            let reason =
+                format!("leaves {t} images for training and {v} for validation, expected some of both");
+            let key = "data.validation_fraction".into();
+            return Err(Error::Recipe { key, reason });
+        }
         let train: Arc<dyn Dataset> = Arc::new(Subset::new(all.clone(), train)?);
         let validation: Arc<dyn Dataset> = Arc::new(Subset::new(all, validation)?);
         let statistics = match Statistics::published(&spec.name) {
             Some(s) => s,
             None => statistics(train.as_ref())?,
         };
-        Ok(Self {
+        let data = Self {
             name: test.name().to_owned(),
             train,
             validation,
             test,
             statistics,
             augment: options.augment,
-        })
+        };
+        // An augmentation that does not fit the images is said here, before anything is written.
+        match data.training(1, seed) {
+            Ok(_) => Ok(data),
+            Err(Error::Data(fewstep_datasets::Error::Option { option, what })) => {
+                let key = format!("data.augment.{option}");
+                Err(Error::Recipe { key, reason: what })
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// The data set's name.

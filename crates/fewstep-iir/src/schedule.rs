@@ -271,7 +271,7 @@ pub struct Limits {
 }
 
 /// All of it. The defaults are the published hyperparameters for VGG16 with batch norm on CIFAR-10.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
     /// Seed of weights, order, augmentation and dropout.
@@ -290,21 +290,6 @@ pub struct Recipe {
     pub direct: Direct,
     /// Limits for a quick look.
     pub limits: Limits,
-}
-
-impl Default for Recipe {
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            network: NetworkOptions::default(),
-            neuron: NeuronOptions::default(),
-            ann: Training::default(),
-            calibration: Calibration::default(),
-            snn: Snn::default(),
-            direct: Direct::default(),
-            limits: Limits::default(),
-        }
-    }
 }
 
 /// What a phase trains.

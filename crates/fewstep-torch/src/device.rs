@@ -118,10 +118,10 @@ pub fn name(device: Device) -> String {
 /// Keeps glibc from giving the memory of every large tensor back to the kernel: training frees and asks for the same sizes
 /// again in each step, and the page faults cost more than the arithmetic of the element-wise layers. Called once by a binary.
 pub fn keep_memory() {
-    // SAFETY: mallopt only sets two numbers of the allocator.
+    // 32 MiB is the most that glibc takes. SAFETY: mallopt only sets two numbers of the allocator.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }

@@ -101,7 +101,7 @@ impl DataSection {
         DataSpec {
             name: self.name.clone(),
             path: self.path.clone(),
-            folder: self.folder.clone(),
+            folder: self.folder,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::commands::{observe::Recorder, summary};
 use crate::config::{self, ConfigSource};
 use crate::experiment::Experiment;
 use crate::progress::ProgressMode;
-use crate::run::{Existing, RunFolder};
+use crate::run::{Existing, RunError, RunFolder};
 
 /// Options of `fewstep run`.
 #[derive(Args, Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct Options {
 /// Options that `run` and `demo` share.
 #[derive(Args, Debug, Clone)]
 pub struct Common {
-    /// Change a value of the config: KEY=VALUE, as often as needed (snn.timesteps=[3,1])
+    /// Change a value of the config: KEY=VALUE, as often as needed (snn.learning_rate=2e-3)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Go on with a run that was stopped
@@ -88,10 +88,9 @@ pub(crate) fn follow(
     recipe.validate().map_err(|e| place(source, e))?;
     let device = device::resolve(experiment.device)?;
     if let Some(threads) = experiment.threads {
-        if threads == 0 {
-            return Err(source
-                .invalid("threads", "expected at least 1, found 0")
-                .into());
+        if !(1..=1024).contains(&threads) {
+            let message = format!("expected 1 to 1024, found {threads}");
+            return Err(source.invalid("threads", message).into());
         }
         tch::set_num_threads(i32::try_from(threads)?);
     }
@@ -103,7 +102,11 @@ pub(crate) fn follow(
         &experiment.name,
         experiment,
         common.existing(),
-    )?;
+    )
+    .map_err(|e| match e {
+        RunError::Name { .. } => source.invalid("name", e.to_string()).into(),
+        other => anyhow::Error::from(other),
+    })?;
     if folder.finished() && common.resume {
         bail!(
             "{} is finished; its figures are in summary.json (--force starts anew)",
@@ -139,6 +142,17 @@ pub(crate) fn follow(
 fn place(source: &ConfigSource, error: fewstep_iir::Error) -> anyhow::Error {
     match error {
         fewstep_iir::Error::Recipe { key, reason } => source.invalid(&key, reason).into(),
+        fewstep_iir::Error::Data(e @ fewstep_datasets::Error::UnknownName { .. }) => {
+            source.invalid("data.name", e.to_string()).into()
+        }
+        fewstep_iir::Error::Data(fewstep_datasets::Error::Option { option, what }) => {
+            let key = match option {
+                "name" | "synthetic" => "data.name".to_owned(),
+                "path" => "data.path".to_owned(),
+                other => format!("data.folder.{other}"),
+            };
+            source.invalid(&key, what).into()
+        }
         other => other.into(),
     }
 }
@@ -166,10 +180,13 @@ fn open_data(
                 test_images: None,
                 ..section.options()
             };
-            Ok((
-                Data::open_with(&spec, &options, experiment.seed).map_err(|e| place(source, e))?,
-                true,
-            ))
+            match Data::open_with(&spec, &options, experiment.seed) {
+                Ok(data) => Ok((data, true)),
+                Err(fewstep_iir::Error::Data(e)) => {
+                    Err(source.invalid("data.stand_in", e.to_string()).into())
+                }
+                Err(e) => Err(place(source, e)),
+            }
         }
         Err(e) => Err(place(source, e)),
     }
@@ -183,10 +200,18 @@ fn check_plan(recipe: &Recipe, data: &Data, source: &ConfigSource) -> Result<()>
         shape.height as i64,
         shape.width as i64,
     ];
-    match recipe.network.plan(input, data.class_names().len() as i64) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(source.invalid("network.architecture", e.to_string()).into()),
-    }
+    use fewstep_spiking::Error as Fault;
+    let (key, reason) = match recipe.network.plan(input, data.class_names().len() as i64) {
+        Ok(_) => return Ok(()),
+        Err(fewstep_iir::Error::Spiking(Fault::Plan(reason))) => ("network.architecture", reason),
+        Err(fewstep_iir::Error::Spiking(Fault::Option {
+            option,
+            expected,
+            found,
+        })) => (option, format!("expected {expected}, found {found}")),
+        Err(e) => ("network.architecture", e.to_string()),
+    };
+    Err(source.invalid(key, reason).into())
 }
 
 fn remove_checkpoints(folder: &Path) -> Result<()> {
