@@ -1,1 +1,13 @@
-//! End to end.
+//! The `fewstep` binary as a user drives it: what a run writes, what survives a kill, and what is said when something is wrong.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod config;
+mod data;
+mod folder;
+mod front_door;
+mod published;
+mod resume;
+mod run;
+mod training;

@@ -109,8 +109,9 @@ impl Data {
         let (train, validation) = stratified_split(all.labels(), options.validation_fraction, seed);
         if train.is_empty() || validation.is_empty() {
             let (t, v) = (train.len(), validation.len());
-            let reason =
-                format!("leaves {t} images for training and {v} for validation, expected some of both");
+            let reason = format!(
+                "leaves {t} images for training and {v} for validation, expected some of both"
+            );
             let key = "data.validation_fraction".into();
             return Err(Error::Recipe { key, reason });
         }

@@ -38,6 +38,20 @@ pub enum Error {
         /// The layer where it begins.
         place: String,
     },
+    /// An epoch's last step left weights that give no number.
+    #[error(
+        "stage {stage}: after epoch {epoch} {place}, the validation loss is {loss}; lower the learning rate or the surrogate's height"
+    )]
+    NotFiniteAfter {
+        /// `ann`, `t5`, …
+        stage: String,
+        /// From 1.
+        epoch: u32,
+        /// On the validation split.
+        loss: f64,
+        /// The parameter or layer where it begins.
+        place: String,
+    },
     /// A layer that no input makes fire.
     #[error(
         "stage {stage}: layer `{layer}` is dead, none of its neurons fires for any validation image, so nothing behind it can learn; \

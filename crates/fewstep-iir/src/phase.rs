@@ -87,6 +87,7 @@ impl Trainer<'_> {
                 self.limit,
                 None,
             )?;
+            self.check_finite(network, &found, epoch)?;
             // Later epochs win ties: the learning rate is lower there.
             let best = progress.best.is_none_or(|b| found.accuracy >= b.accuracy);
             if best {
@@ -133,6 +134,7 @@ impl Trainer<'_> {
 
     fn resume(&self, network: &mut Network, optimiser: &mut Optimiser) -> Result<Progress> {
         let path = self.last();
+        remove_torn(&self.folder);
         if !path.exists() {
             std::fs::create_dir_all(&self.folder)
                 .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
@@ -252,12 +254,7 @@ impl Trainer<'_> {
         batch: usize,
     ) -> Result<Error> {
         let _guard = tch::no_grad_guard();
-        let mut place = None;
-        for (name, p) in network.tensors() {
-            if place.is_none() && p.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                place = Some(format!("parameter `{name}` is not finite"));
-            }
-        }
+        let mut place = non_finite_parameter(network)?;
         if place.is_none() {
             let mut monitor = Monitor::new();
             network.forward(
@@ -285,9 +282,57 @@ impl Trainer<'_> {
             place,
         })
     }
+
+    /// The last step of an epoch has no batch behind it that would show what it broke, and what is broken must not be kept as a
+    /// checkpoint.
+    fn check_finite(&self, network: &Network, found: &Evaluation, epoch: u32) -> Result<()> {
+        let mut place = non_finite_parameter(network)?;
+        if place.is_none() && found.loss.is_finite() {
+            return Ok(());
+        }
+        if place.is_none() {
+            let (mode, mut monitor) = (mode(self.phase.kind), Monitor::new());
+            evaluate(
+                network,
+                mode,
+                self.data,
+                Split::Validation,
+                Some(1),
+                Some(&mut monitor),
+            )?;
+            place = monitor
+                .first_non_finite_layer()
+                .map(|l| format!("layer `{l}` is the first whose potential is not finite"));
+        }
+        Err(Error::NotFiniteAfter {
+            stage: self.phase.name.clone(),
+            epoch: epoch + 1,
+            loss: found.loss,
+            place: place.unwrap_or_else(|| "the read-out overflows".into()),
+        })
+    }
 }
 
-/// Epochs that the checkpoints of all phases hold.
+/// Says which parameter, if any, holds something that is no number.
+fn non_finite_parameter(network: &Network) -> Result<Option<String>> {
+    for (name, p) in network.tensors() {
+        if p.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            return Ok(Some(format!("parameter `{name}` is not finite")));
+        }
+    }
+    Ok(None)
+}
+
+/// Removes what a kill in the middle of a write left beside the checkpoints; it is never read.
+pub(crate) fn remove_torn(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".writing-") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Epochs that the checkpoints hold, up to the first phase that is not complete.
 ///
 /// # Errors
 /// A damaged checkpoint.
@@ -295,8 +340,13 @@ pub fn epochs_done(recipe: &crate::Recipe, folder: &Path) -> Result<u64> {
     let mut sum = 0;
     for phase in recipe.phases()? {
         let path = folder.join(&phase.name).join("last.safetensors");
-        if path.exists() {
-            sum += u64::from(progress_of(&load(&path)?, &path)?.epochs_done);
+        let done = match path.exists() {
+            true => progress_of(&load(&path)?, &path)?.epochs_done,
+            false => 0,
+        };
+        sum += u64::from(done);
+        if done < phase.training.epochs {
+            break;
         }
     }
     Ok(sum)
@@ -305,18 +355,26 @@ pub fn epochs_done(recipe: &crate::Recipe, folder: &Path) -> Result<u64> {
 fn progress_of(saved: &Checkpoint, path: &Path) -> Result<Progress> {
     serde_json::from_str(saved.string("progress").unwrap_or_default()).map_err(|e| {
         Error::Checkpoint(format!(
-            "{}: its entry `progress` can't be read: {e}",
-            path.display()
+            "{}: its entry `progress` can't be read: {e}{}",
+            path.display(),
+            start_again(path)
         ))
     })
 }
 
 /// A checkpoint of this run; the error says how to go on where it is damaged.
 pub(crate) fn load(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::load(path).map_err(|e| {
-        let hint = path.parent().map_or(String::new(), |p| {
-            format!("; delete {} to train that phase again", p.display())
-        });
-        Error::Checkpoint(format!("{e}{hint}"))
-    })
+    Checkpoint::load(path).map_err(|e| Error::Checkpoint(format!("{e}{}", start_again(path))))
+}
+
+/// What to do about a damaged checkpoint.
+fn start_again(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match path.parent() {
+        Some(folder) if !name.starts_with("calibrated-") => format!(
+            "; delete {} and the folders of later phases to train from there on again",
+            folder.display()
+        ),
+        _ => "; delete it to calibrate again".into(),
+    }
 }

@@ -12,7 +12,7 @@ use crate::calibrate::calibrate;
 use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
 use crate::fold::fold_batch_norm;
-use crate::phase::{Trainer, load, mode};
+use crate::phase::{Trainer, load, mode, remove_torn};
 use crate::{
     Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result,
 };
@@ -137,14 +137,14 @@ impl Pipeline<'_> {
         converted.add_neurons(&self.recipe.neuron)?;
         let ann = self.finish_ann(ann, &converted)?;
 
-        let mut network = copy(&converted, self.recipe)?;
+        let mut network = self.copy(&converted)?;
         let calibrated =
             self.calibrated(&mut network, "t-first", self.recipe.calibration.timesteps())?;
         observer.event(&Event::Calibrated {
             phase: &self.phases[1].name,
             thresholds: &calibrated,
         })?;
-        let carried = copy(&network, self.recipe)?;
+        let carried = self.copy(&network)?;
         for phase in &self.phases[1..] {
             match phase.kind {
                 PhaseKind::Ann => {}
@@ -153,14 +153,11 @@ impl Pipeline<'_> {
                 }
                 PhaseKind::Direct(arm) => {
                     let mut start = match arm {
-                        Arm::Carried => copy(&carried, self.recipe)?,
-                        Arm::Calibrated => copy(&converted, self.recipe)?,
+                        Arm::Carried => self.copy(&carried)?,
+                        Arm::Calibrated => self.copy(&converted)?,
                         Arm::Scratch => {
                             seed::set_libtorch(seed::derive(self.recipe.seed, &[0, phase.number]));
-                            let mut fresh = Network::new(self.plan()?, self.device)?;
-                            fold_batch_norm(&mut fresh)?;
-                            fresh.add_neurons(&self.recipe.neuron)?;
-                            fresh
+                            self.fresh()?
                         }
                     };
                     if arm == Arm::Calibrated {
@@ -304,6 +301,7 @@ impl Pipeline<'_> {
         let text = serde_json::to_string(&found).map_err(|e| Error::Checkpoint(e.to_string()))?;
         std::fs::create_dir_all(self.folder)
             .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
+        remove_torn(self.folder);
         Checkpoint::new()
             .with_all("network.", network.tensors())
             .with_string("thresholds", text)
@@ -323,12 +321,7 @@ impl Pipeline<'_> {
         if let Some(found) = read_result::<StageResult>(&path)? {
             let best = trainer.folder.join("best.safetensors");
             network.load(&load(&best)?.section(""), &best.display().to_string())?;
-            let (val_accuracy, test_accuracy) = (found.val_accuracy, found.test_accuracy);
-            observer.event(&Event::PhaseEnded {
-                phase: &phase.name,
-                val_accuracy,
-                test_accuracy,
-            })?;
+            self.tell_end(&found, observer)?;
             return Ok(found);
         }
         let Mode::Spiking { timesteps } = mode(phase.kind) else {
@@ -338,11 +331,16 @@ impl Pipeline<'_> {
             )));
         };
         if !trainer.has_begun() {
-            self.check_alive(phase, network, timesteps, observer)?;
+            for message in self.check_alive(phase, network, timesteps)? {
+                observer.event(&Event::Warning {
+                    phase: &phase.name,
+                    message,
+                })?;
+            }
         }
         let progress = trainer.train(network, observer)?;
         if matches!(phase.kind, PhaseKind::Stage(_)) {
-            self.check_alive(phase, network, timesteps, observer)?;
+            self.check_alive(phase, network, timesteps)?;
         }
         let mut monitor = Monitor::new();
         let limit = self.recipe.limits.batches;
@@ -355,11 +353,6 @@ impl Pipeline<'_> {
             Some(&mut monitor),
         )?;
         let val_accuracy = progress.best.map_or(0., |b| b.accuracy);
-        observer.event(&Event::PhaseEnded {
-            phase: &phase.name,
-            val_accuracy,
-            test_accuracy: test.accuracy,
-        })?;
         let layers: Vec<LayerRates> = monitor
             .layers()?
             .into_iter()
@@ -392,31 +385,62 @@ impl Pipeline<'_> {
             layers,
         };
         write_result(&path, &found)?;
+        self.tell_end(&found, observer)?;
         Ok(found)
     }
 
-    /// Looks at the spikes of a validation batch: a dead layer ends a stage, and is the very thing that an ablation may show.
+    /// Told after a stage was trained, and again when a run resumes behind it.
+    fn tell_end(&self, found: &StageResult, observer: &mut dyn Observer) -> Result<()> {
+        for message in found.warnings.clone() {
+            observer.event(&Event::Warning {
+                phase: &found.name,
+                message,
+            })?;
+        }
+        observer.event(&Event::PhaseEnded {
+            phase: &found.name,
+            val_accuracy: found.val_accuracy,
+            test_accuracy: found.test_accuracy,
+        })
+    }
+
+    /// Looks at the spikes of a validation batch: a dead layer ends a stage, and is the very thing that an ablation may show. Under
+    /// `limits.batches` nothing has been trained to the end, so it is no more than a warning.
     fn check_alive(
         &self,
         phase: &PhasePlan,
         network: &Network,
         timesteps: u32,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let monitor = probe(network, timesteps, self.data)?;
-        if let (Some(layer), PhaseKind::Stage(_)) = (monitor.first_dead_layer()?, phase.kind) {
+        if let (Some(layer), PhaseKind::Stage(_), None) = (
+            monitor.first_dead_layer()?,
+            phase.kind,
+            self.recipe.limits.batches,
+        ) {
             return Err(Error::Dead {
                 stage: phase.name.clone(),
                 layer,
             });
         }
-        for message in monitor.warnings()? {
-            observer.event(&Event::Warning {
-                phase: &phase.name,
-                message,
-            })?;
-        }
-        Ok(())
+        Ok(monitor.warnings()?)
+    }
+
+    /// A converted network with fresh weights.
+    fn fresh(&self) -> Result<Network> {
+        let mut network = Network::new(self.plan()?, self.device)?;
+        // Folded as the trained one was, so that it has the same biases (those of projections included).
+        fold_batch_norm(&mut network)?;
+        network.add_neurons(&self.recipe.neuron)?;
+        Ok(network)
+    }
+
+    /// A converted network with the same values.
+    fn copy(&self, network: &Network) -> Result<Network> {
+        let mut other = self.fresh()?;
+        let values = network.tensors().into_iter().collect();
+        other.load(&values, "the converted network")?;
+        Ok(other)
     }
 
     fn one_image(&self) -> Result<Tensor> {
@@ -429,22 +453,11 @@ impl Pipeline<'_> {
     }
 }
 
-/// A converted network with the same values.
-fn copy(network: &Network, recipe: &Recipe) -> Result<Network> {
-    let mut other = Network::new(network.plan().clone(), network.device())?;
-    other.add_neurons(&recipe.neuron)?;
-    other.load(
-        &network.tensors().into_iter().collect(),
-        "the converted network",
-    )?;
-    Ok(other)
-}
-
 fn read_result<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
             Error::Checkpoint(format!(
-                "{}: not a result of this version ({e})",
+                "{}: not a result of this version ({e}); delete it to evaluate that phase again",
                 path.display()
             ))
         }),

@@ -396,9 +396,16 @@ impl Recipe {
                 reason,
             })
         };
-        self.neuron.validate().map_err(|e| Error::Recipe {
-            key: "neuron".into(),
-            reason: e.to_string(),
+        self.neuron.validate().map_err(|e| match e {
+            fewstep_spiking::Error::Option {
+                option,
+                expected,
+                found,
+            } => Error::Recipe {
+                key: format!("neuron.{option}"),
+                reason: format!("expected {expected}, found {found}"),
+            },
+            other => Error::Spiking(other),
         })?;
         let snn = &self.snn;
         if snn.timesteps.is_empty()

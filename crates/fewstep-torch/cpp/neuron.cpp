@@ -1,8 +1,7 @@
 // The spiking neuron over all timesteps as one autograd function.
 //
 //   m[t] = leak * u[t-1] + x[t]          integrate          (IIR-SNN / DIET-SNN, u[-1] = 0)
-//   z[t] = m[t] / threshold - 1
-//   s[t] = 1 if z[t] > 0 else 0          strict
+//   s[t] = 1 if m[t] > threshold else 0   strict; z[t] = m[t] / threshold - 1 is what the surrogate sees
 //   u[t] = m[t] - threshold * s[t]       soft reset;  m[t] * (1 - s[t]) hard;  m[t] none
 //
 // Backward: ds/dz is the surrogate; the reset sees s as a constant, but keeps its gradient to the threshold.
@@ -26,7 +25,7 @@ enum Reset : int64_t { kSoft = 0, kHard = 1, kNone = 2 };
 
 // Surrogates: height/slope `a`, width `b`. The order is that of surrogate.rs.
 struct Triangular {
-  template <typename S> static S grad(S z, S a, S b) { S v = S(1) - std::abs(z) / b; return v > S(0) ? a * v : S(0); }
+  template <typename S> static S grad(S z, S a, S b) { S v = S(1) - std::abs(z) / b; return a * (v > S(0) ? v : S(0)); }
   static Tensor grad(const Tensor& z, double a, double b) { return (1 - z.abs() / b).clamp_min(0) * a; }
 };
 struct Rectangular {
@@ -94,79 +93,57 @@ int64_t count_blocks(const Shape& s) {
   return s.N * s.C * ((s.inner + kBlock - 1) / kBlock);
 }
 
-template <typename S> inline S after_reset(int64_t reset, S m, S th) {
-  const bool fired = m / th - S(1) > S(0);
-  return reset == kSoft ? (fired ? m - th : m) : reset == kHard ? (fired ? S(0) : m) : m;
+// The kernels for any x86-64 (or other) processor, and for those with AVX2, chosen at run time.
+namespace base {
+#include "neuron_kernels.h"
+}
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2")
+namespace avx2 {
+#include "neuron_kernels.h"
+}
+#pragma GCC pop_options
+const bool has_avx2 = __builtin_cpu_supports("avx2");
+#else
+namespace avx2 = base;
+const bool has_avx2 = false;
+#endif
+
+template <typename F> void with_reset(int64_t reset, F f) {
+  switch (reset) {
+    case kSoft: return f(std::integral_constant<int64_t, kSoft>{});
+    case kHard: return f(std::integral_constant<int64_t, kHard>{});
+    default: return f(std::integral_constant<int64_t, kNone>{});
+  }
 }
 
 template <typename S>
 void forward_cpu(const Shape& sh, int64_t reset, const S* x, bool still, const S* theta, const S* leak, const S* initial,
                  S* spikes, S* before, S* after) {
-  const int64_t step = sh.step();
-  for_blocks(sh, [&](int64_t, int64_t c, int64_t at, int64_t len) {
-    S u[kBlock];
-    const S th = theta[c], lk = leak[c];
-    for (int64_t t = 0; t < sh.T; t++) {
-      const S* xt = x + (still ? 0 : t * step) + at;
-      S* st = spikes + t * step + at;
-      S* mt = before ? before + t * step + at : nullptr;
-      S m[kBlock];
-      if (t == 0 && initial) for (int64_t i = 0; i < len; i++) m[i] = lk * initial[at + i] + xt[i];
-      else if (t == 0) for (int64_t i = 0; i < len; i++) m[i] = xt[i];
-      else for (int64_t i = 0; i < len; i++) m[i] = lk * u[i] + xt[i];
-      for (int64_t i = 0; i < len; i++) st[i] = m[i] / th - S(1) > S(0) ? S(1) : S(0);
-      if (mt) for (int64_t i = 0; i < len; i++) mt[i] = m[i];
-      if (t + 1 < sh.T || after) for (int64_t i = 0; i < len; i++) u[i] = after_reset(reset, m[i], th);
-      if (after) for (int64_t i = 0; i < len; i++) after[t * step + at + i] = u[i];
-    }
+  with_reset(reset, [&](auto r) {
+    const auto block = has_avx2 ? avx2::forward_block<r.value, S> : base::forward_block<r.value, S>;
+    for_blocks(sh, [&](int64_t, int64_t c, int64_t at, int64_t len) {
+      block(sh, x, still, theta[c], leak[c], initial, spikes, before, after, at, len);
+    });
   });
 }
 
 template <typename Sur, typename S>
-void backward_cpu(const Shape& sh, int64_t reset, S a, S b, const S* m_all, const S* gs_all, const S* theta, const S* leak,
+void backward_cpu(const Shape& sh, int64_t reset, S a, S b, const S* m, const S* gs, const S* theta, const S* leak,
                   const S* initial, S* gx, bool still, double* gtheta, double* gleak) {
-  const int64_t step = sh.step(), blocks = count_blocks(sh);
-  std::vector<double> part_theta(blocks), part_leak(blocks);
-  for_blocks(sh, [&](int64_t block, int64_t c, int64_t at, int64_t len) {
-    S gm[kBlock], sum[kBlock];
-    const S th = theta[c], lk = leak[c], inv = S(1) / th;
-    double acc_theta = 0, acc_leak = 0;
-    for (int64_t t = sh.T - 1; t >= 0; t--) {
-      const S* m = m_all + t * step + at;
-      const S* gs = gs_all + t * step + at;
-      const bool last = t == sh.T - 1;
-      S row_theta = 0, row_leak = 0;
-      #pragma omp simd reduction(+ : row_theta)
-      for (int64_t i = 0; i < len; i++) {
-        const S z = m[i] / th - S(1);
-        const S h = z > S(0) ? S(1) : S(0);
-        const S gz = gs[i] * Sur::template grad<S>(z, a, b) * inv;
-        const S gu = last ? S(0) : lk * gm[i];
-        row_theta -= gz * m[i] * inv + (reset == kSoft ? gu * h : S(0));
-        gm[i] = (reset == kHard ? gu * (S(1) - h) : gu) + gz;
-      }
-      if (t > 0) {
-        const S* p = m_all + (t - 1) * step + at;
-        #pragma omp simd reduction(+ : row_leak)
-        for (int64_t i = 0; i < len; i++) row_leak += gm[i] * after_reset(reset, p[i], th);
-      } else if (initial) {
-        for (int64_t i = 0; i < len; i++) row_leak += gm[i] * initial[at + i];
-      }
-      acc_theta += row_theta;
-      acc_leak += row_leak;
-      if (!still) for (int64_t i = 0; i < len; i++) gx[t * step + at + i] = gm[i];
-      else if (last) for (int64_t i = 0; i < len; i++) sum[i] = gm[i];
-      else for (int64_t i = 0; i < len; i++) sum[i] += gm[i];
-    }
-    if (still) for (int64_t i = 0; i < len; i++) gx[at + i] = sum[i];
-    part_theta[block] = acc_theta;
-    part_leak[block] = acc_leak;
+  const int64_t blocks = count_blocks(sh);
+  std::vector<double> parts(2 * blocks);
+  with_reset(reset, [&](auto r) {
+    const auto one = has_avx2 ? avx2::backward_block<Sur, r.value, S> : base::backward_block<Sur, r.value, S>;
+    for_blocks(sh, [&](int64_t block, int64_t c, int64_t at, int64_t len) {
+      one(sh, a, b, m, gs, theta[c], leak[c], initial, gx, still, at, len, &parts[2 * block]);
+    });
   });
-  const int64_t per_channel_run = blocks / std::max<int64_t>(1, sh.N * sh.C);
+  const int64_t per_row = std::max<int64_t>(1, blocks / std::max<int64_t>(1, sh.N * sh.C));
   for (int64_t k = 0; k < blocks; k++) {
-    const int64_t c = (k / std::max<int64_t>(1, per_channel_run)) % sh.C;
-    gtheta[c] += part_theta[k];
-    gleak[c] += part_leak[k];
+    gtheta[(k / per_row) % sh.C] += parts[2 * k];
+    gleak[(k / per_row) % sh.C] += parts[2 * k + 1];
   }
 }
 
@@ -214,7 +191,7 @@ struct Neuron : torch::autograd::Function<Neuron> {
       Tensor u;
       for (int64_t t = 0; t < T; t++) {
         Tensor mt = t == 0 ? (initial.defined() ? lk * initial + x[0] : x[0]) : lk * u + x[still ? 0 : t];
-        Tensor st = (mt / th - 1 > 0).to(x.scalar_type());
+        Tensor st = (mt > th).to(x.scalar_type());
         u = reset == kSoft ? mt - th * st : reset == kHard ? mt * (1 - st) : mt;
         s.push_back(st); m.push_back(mt);
         if (want_membrane) us.push_back(u);
@@ -265,14 +242,14 @@ struct Neuron : torch::autograd::Function<Neuron> {
       std::vector<Tensor> gxs(T);
       Tensor gm, acc_theta = at::zeros_like(m[0]), acc_leak = at::zeros_like(m[0]);
       for (int64_t t = T - 1; t >= 0; t--) {
-        const Tensor z = m[t] / th - 1, h = (z > 0).to(m.scalar_type());
+        const Tensor z = m[t] / th - 1, h = (m[t] > th).to(m.scalar_type());
         const Tensor gz = gs[t] * with_surrogate(kind, [&](auto sur) { return decltype(sur)::grad(z, a, b); }) / th;
         const Tensor gu = gm.defined() ? lk * gm : at::zeros_like(gz);
         acc_theta = acc_theta - gz * m[t] / th;
         if (reset == kSoft) acc_theta = acc_theta - gu * h;
         gm = (reset == kHard ? gu * (1 - h) : gu) + gz;
         if (t > 0) {
-          const Tensor p = m[t - 1], hp = (p / th - 1 > 0).to(m.scalar_type());
+          const Tensor p = m[t - 1], hp = (p > th).to(m.scalar_type());
           acc_leak = acc_leak + gm * (reset == kSoft ? p - th * hp : reset == kHard ? p * (1 - hp) : p);
         } else if (initial.defined()) {
           acc_leak = acc_leak + gm * initial;

@@ -55,7 +55,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            // The outermost message is the whole sentence; what it wraps is already in it.
+            eprintln!("error: {e}");
             ExitCode::FAILURE
         }
     }

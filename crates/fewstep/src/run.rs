@@ -6,6 +6,7 @@
 //! tb/              the same scalars, and the plots, for TensorBoard
 //! checkpoints/     for the method to fill, see [`RunFolder::checkpoints`]
 //! plots/*.png
+//! table.md         the table that the terminal shows, as Markdown
 //! summary.json     written last: its presence says that the run is finished
 //! run.lock         held (by the operating system) while a process works on the folder; left behind, it means nothing
 //! ```
@@ -43,6 +44,7 @@ const LOCK: &str = "run.lock";
 const TENSORBOARD: &str = "tb";
 const CHECKPOINTS: &str = "checkpoints";
 const PLOTS: &str = "plots";
+const TABLE: &str = "table.md";
 
 /// What to do when the folder already holds a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -241,6 +243,14 @@ impl RunFolder {
         Ok(path)
     }
 
+    /// Writes `table.md`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_table(&self, markdown: &str) -> Result<(), RunError> {
+        Ok(write_atomically(&self.path.join(TABLE), format!("{markdown}\n").as_bytes())?)
+    }
+
     /// Writes `summary.json`, which ends the run. NaN and infinities become `null`.
     ///
     /// # Errors
@@ -336,6 +346,7 @@ impl Contents {
 /// the middle cannot leave old checkpoints for a new run to find.
 fn delete_run(folder: &Path) -> Result<(), RunError> {
     remove_if_there(&folder.join(SUMMARY))?;
+    remove_if_there(&folder.join(TABLE))?;
     remove_if_there(&folder.join(EVENTS))?;
     delete_files(&folder.join(TENSORBOARD), is_tensorboard_file)?;
     delete_files(&folder.join(PLOTS), |name| name.ends_with(".png"))?;

@@ -45,9 +45,9 @@ pub fn data(command: &Command) -> Result<()> {
         Command::Info { path, json } => {
             let info = fewstep_datasets::info(path)?;
             if *json {
-                println!("{}", serde_json::to_string_pretty(&info)?);
+                super::print(&serde_json::to_string_pretty(&info)?)?;
             } else {
-                println!("{info}");
+                super::print(&info.to_string())?;
             }
         }
         Command::Fetch {
@@ -76,6 +76,5 @@ fn fetch(name: &str, to: &std::path::Path, from: Option<&str>, mode: ProgressMod
         }
     };
     let folder = fewstep_datasets::fetch(name, to, &mut progress, from)?;
-    println!("{name} is in {}", folder.display());
-    Ok(())
+    super::print(&format!("{name} is in {}", folder.display()))
 }

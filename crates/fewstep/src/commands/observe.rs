@@ -35,7 +35,13 @@ impl Recorder {
         let told = folder
             .events()?
             .iter()
-            .map(|e| (text(e, "kind"), text(e, "phase")))
+            .map(|e| {
+                let kind = match text(e, "kind") {
+                    kind if kind == "warning" => warning_of(&text(e, "message")),
+                    kind => kind,
+                };
+                (kind, text(e, "phase"))
+            })
             .collect();
         Ok(Self {
             folder,
@@ -49,7 +55,7 @@ impl Recorder {
     /// A line for a person.
     pub(crate) fn say(&self, line: &str) {
         if !matches!(self.mode, ProgressMode::Silent) {
-            eprintln!("{line}");
+            super::tell(line);
         }
     }
 
@@ -174,14 +180,21 @@ impl Recorder {
                 }
             }
             Event::Warning { phase, ref message } => {
-                self.folder
-                    .event("warning", json!({"phase": phase, "message": message}))?;
-                self.say(&format!("warning: stage {phase}: {message}"));
+                if self.told.insert((warning_of(message), phase.to_owned())) {
+                    self.folder
+                        .event("warning", json!({"phase": phase, "message": message}))?;
+                    self.say(&format!("warning: stage {phase}: {message}"));
+                }
             }
             _ => {}
         }
         Ok(())
     }
+}
+
+/// A phase can warn of several things, each of them once.
+fn warning_of(message: &str) -> String {
+    format!("warning {message}")
 }
 
 /// Progress units in an epoch; batches differ between phases.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use fewstep_iir::{Data, Recipe};
 use fewstep_torch::device;
@@ -170,10 +170,10 @@ fn open_data(
             if recipe.limits.batches.is_some() && section.stand_in.is_some() =>
         {
             let name = section.stand_in.clone().unwrap_or_default();
-            eprintln!(
+            super::tell(&format!(
                 "{} is not there: noise takes its place ({name}); accuracies mean nothing",
                 section.name
-            );
+            ));
             let spec = fewstep_datasets::DataSpec::new(name, None);
             let options = fewstep_iir::DataOptions {
                 train_images: None,
@@ -217,7 +217,7 @@ fn check_plan(recipe: &Recipe, data: &Data, source: &ConfigSource) -> Result<()>
 fn remove_checkpoints(folder: &Path) -> Result<()> {
     match std::fs::remove_dir_all(folder) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).context(format!("{}", folder.display()))
+            bail!("{}: could not be deleted: {e}", folder.display())
         }
         _ => Ok(()),
     }

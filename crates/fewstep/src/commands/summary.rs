@@ -12,7 +12,7 @@ use crate::plot;
 use crate::report::{self, ReportRow, Style};
 use crate::run::RunFolder;
 
-/// Writes `summary.json` and the plots. The summary comes last: it says that the run is finished.
+/// Writes `summary.json`, `table.md` and the plots. The summary comes last: it says that the run is finished.
 pub(crate) fn write(
     folder: &mut RunFolder,
     experiment: &Experiment,
@@ -52,6 +52,7 @@ pub(crate) fn write(
         "latency_ms": {"ann": report.ann.latency_ms.median_ms, "snn": last.map(|s| s.latency_ms.median_ms), "batch": 1},
         "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": "2.11.0"},
     });
+    folder.write_table(&report::to_markdown(&rows(report)))?;
     folder.write_summary(&summary)?;
     Ok(())
 }
@@ -59,33 +60,28 @@ pub(crate) fn write(
 /// Prints the table and what was won, or the summary.
 pub(crate) fn print(folder: &RunFolder, report: &Report, as_json: bool) -> Result<()> {
     if as_json {
-        println!(
-            "{}",
-            std::fs::read_to_string(folder.path("summary.json"))?.trim_end()
-        );
-        return Ok(());
+        return super::print(std::fs::read_to_string(folder.path("summary.json"))?.trim_end());
     }
-    println!("{}", report::table(&rows(report), Style::detect()));
+    super::print(&report::table(&rows(report), Style::detect()))?;
     if let Some(last) = report.stages.last() {
-        println!(
+        super::print(&format!(
             "one image at T={}: {:.3} µJ against {:.3} µJ of the artificial network (45 nm estimate), {:.1} times less, at {:+.2} points of test accuracy",
             last.timesteps,
             last.energy.snn_uj,
             last.energy.ann_uj,
             last.energy_ratio,
             100. * (last.test_accuracy - report.ann.test_accuracy),
-        );
+        ))?;
         for s in report.stages.iter().chain(&report.direct) {
             for w in &s.warnings {
-                println!("{}: {w}", s.name);
+                super::print(&format!("{}: {w}", s.name))?;
             }
         }
     }
-    println!(
+    super::print(&format!(
         "figures, plots and checkpoints: {}",
         folder.path("").display()
-    );
-    Ok(())
+    ))
 }
 
 fn rows(report: &Report) -> Vec<ReportRow> {

@@ -1,0 +1,66 @@
+//! Help, and words that mean nothing.
+
+use crate::common::Sandbox;
+
+#[test]
+fn every_subcommand_has_help_with_an_example() {
+    let sandbox = Sandbox::new();
+    for words in [
+        &[][..],
+        &["run"],
+        &["demo"],
+        &["data", "info"],
+        &["data", "fetch"],
+        &["bench"],
+    ] {
+        let done = sandbox.fewstep(&[words, &["--help"]].concat());
+        assert!(done.ok, "{words:?}");
+        let example = format!("Example: fewstep {}", words.join(" "));
+        assert!(
+            done.stdout.contains(example.trim_end()),
+            "{words:?}:\n{}",
+            done.stdout
+        );
+    }
+    let bare = sandbox.fewstep(&[]);
+    assert!(bare.ok && bare.stdout.contains("Usage:"));
+}
+
+#[test]
+fn an_unknown_subcommand_fails_and_a_near_one_is_proposed() {
+    let sandbox = Sandbox::new();
+    let done = sandbox.fewstep(&["runn"]);
+    assert!(
+        !done.ok && done.stderr.contains("similar subcommand exists: 'run'"),
+        "{}",
+        done.stderr
+    );
+    let done = sandbox.fewstep(&["bench", "nothing"]);
+    assert!(
+        done.sentence()
+            .contains("no benchmark `nothing`; there is: spiking"),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused_in_one_sentence() {
+    let sandbox = Sandbox::new();
+    let done = sandbox.run(&["--device", "gpu"]);
+    assert!(
+        done.sentence()
+            .contains("expected auto, cpu, cuda or cuda:N"),
+        "{}",
+        done.stderr
+    );
+    if fewstep_torch::device::cuda_devices().is_err() {
+        let done = sandbox.run(&["--device", "cuda:7"]);
+        assert!(
+            done.sentence().starts_with("error: device cuda:7: "),
+            "{}",
+            done.stderr
+        );
+        assert!(!sandbox.path("runs").exists());
+    }
+}
