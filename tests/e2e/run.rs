@@ -49,6 +49,8 @@ fn a_run_writes_config_log_curves_checkpoints_plots_and_a_summary() {
         assert!(image::load_from_memory(&bytes).unwrap().width() > 300);
     }
     check_summary(&sandbox.summary());
+    let table = std::fs::read_to_string(sandbox.tiny("table.md")).unwrap();
+    assert_eq!(table.lines().count(), 5, "{table}");
     for row in ["ann ", "t2 ", "t1 "] {
         assert!(
             done.stdout.contains(&format!("| {row}")),

@@ -56,7 +56,7 @@ fn thresholds_that_kill_the_network_stop_with_stage_and_layer() {
         said.contains("lower the thresholds (calibration.percentile, calibration.scale)"),
         "{said}"
     );
-    // The artificial network was trained for nothing only if its work is lost.
+    // A run keeps the config it began with; another scale is another run.
     let again = sandbox.run(&["--resume"]);
     assert!(
         again

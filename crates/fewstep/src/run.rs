@@ -248,7 +248,10 @@ impl RunFolder {
     /// # Errors
     /// If the file cannot be written.
     pub fn write_table(&self, markdown: &str) -> Result<(), RunError> {
-        Ok(write_atomically(&self.path.join(TABLE), format!("{markdown}\n").as_bytes())?)
+        Ok(write_atomically(
+            &self.path.join(TABLE),
+            format!("{markdown}\n").as_bytes(),
+        )?)
     }
 
     /// Writes `summary.json`, which ends the run. NaN and infinities become `null`.

@@ -180,7 +180,8 @@ impl Recorder {
                 }
             }
             Event::Warning { phase, ref message } => {
-                if self.told.insert((warning_of(message), phase.to_owned())) {
+                let new = self.told.insert((warning_of(message), phase.to_owned()));
+                if new {
                     self.folder
                         .event("warning", json!({"phase": phase, "message": message}))?;
                     self.say(&format!("warning: stage {phase}: {message}"));

@@ -1,0 +1,189 @@
+use super::*;
+use crate::{LeakOptions, zoo};
+
+fn small(batch_norm: bool) -> Network {
+    tch::manual_seed(11);
+    let plan = zoo::vgg("8 A 8 16", [2, 8, 8], &[12], 4, 1., batch_norm).unwrap();
+    let mut n = Network::new(plan, Device::Cpu).unwrap();
+    n.add_neurons(&NeuronOptions {
+        leak: LeakOptions {
+            initial: 0.9,
+            learnable: true,
+        },
+        ..Default::default()
+    })
+    .unwrap();
+    n
+}
+
+fn images() -> Tensor {
+    Tensor::rand([6, 2, 8, 8], (Kind::Float, Device::Cpu))
+}
+
+#[test]
+fn a_first_layer_computed_once_equals_one_computed_at_every_timestep() {
+    let n = small(false);
+    let x = images();
+    let run = |input: Input| {
+        n.parameters().iter_mut().for_each(|(_, p)| p.zero_grad());
+        let y = n.forward(input, &Forward::spiking(4), None).unwrap().logits;
+        y.square().sum(Kind::Float).backward();
+        (
+            y,
+            n.parameters()
+                .iter()
+                .map(|(_, p)| p.grad().copy())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let (a, ga) = run(Input::Direct(&x));
+    let (b, gb) = run(Input::Encoded(&x.unsqueeze(0).repeat([4, 1, 1, 1, 1])));
+    assert!((a - b).abs().max().double_value(&[]) < 1e-5);
+    for (p, q) in ga.iter().zip(&gb) {
+        assert!((p - q).abs().max().double_value(&[]) < 1e-4);
+    }
+}
+
+#[test]
+fn one_timestep_is_a_network_of_binary_activations() {
+    let n = small(false);
+    let x = images();
+    let fires = |c: Tensor, u: &Unit| {
+        c.gt_tensor(&u.neuron.as_ref().unwrap().threshold)
+            .to_kind(Kind::Float)
+    };
+    let u = n.units();
+    let conv = |x: &Tensor, u: &Unit| {
+        x.conv2d(&u.synapse.weight, None::<Tensor>, [1, 1], [1, 1], [1, 1], 1)
+    };
+    let a =
+        fires(conv(&x, &u[0]), &u[0]).avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+    let b = fires(conv(&a, &u[1]), &u[1]);
+    let c = fires(conv(&b, &u[2]), &u[2]).flatten(1, -1);
+    let d = fires(c.linear(&u[3].synapse.weight, None::<Tensor>), &u[3]);
+    let expected = d.linear(&u[4].synapse.weight, None::<Tensor>);
+    assert_eq!(
+        n.forward(Input::Direct(&x), &Forward::spiking(1), None)
+            .unwrap()
+            .logits,
+        expected
+    );
+}
+
+#[test]
+fn nothing_leaks_from_batch_to_batch() {
+    let n = small(false);
+    let (x, other) = (images(), images());
+    let before = n
+        .forward(Input::Direct(&x), &Forward::spiking(3), None)
+        .unwrap()
+        .logits;
+    n.forward(Input::Direct(&other), &Forward::spiking(5), None)
+        .unwrap();
+    assert_eq!(
+        n.forward(Input::Direct(&x), &Forward::spiking(3), None)
+            .unwrap()
+            .logits,
+        before
+    );
+}
+
+#[test]
+fn timesteps_fed_in_chunks_give_the_currents_of_one_run() {
+    let n = small(false);
+    let x = images();
+    let all = n.current(Input::Direct(&x), 6, 2, &mut Vec::new()).unwrap();
+    let mut state = Vec::new();
+    let parts: Vec<_> = [2, 1, 3]
+        .map(|t| n.current(Input::Direct(&x), t, 2, &mut state).unwrap())
+        .into();
+    assert!((all - Tensor::cat(&parts, 0)).abs().max().double_value(&[]) < 1e-6);
+}
+
+#[test]
+fn the_dropout_mask_is_the_same_at_every_timestep() {
+    tch::manual_seed(2);
+    let n = small(false);
+    let ones = Tensor::ones([3, 6, 16, 4, 4], (Kind::Float, Device::Cpu));
+    let dropped = n.after(2, ones, 0.5).unwrap().view([3, 6, 16, 4, 4]);
+    assert_eq!(dropped.get(0), dropped.get(1));
+    assert_eq!(dropped.get(0), dropped.get(2));
+    let values: std::collections::BTreeSet<i64> = Vec::<f32>::try_from(dropped.flatten(0, -1))
+        .unwrap()
+        .iter()
+        .map(|v| *v as i64)
+        .collect();
+    assert_eq!(values, [0, 2].into());
+}
+
+#[test]
+fn a_shortcut_adds_to_the_current_of_the_second_neurons() {
+    tch::manual_seed(4);
+    let plan = zoo::by_name("resnet12", [3, 16, 16], &[], 4, 0.125, true).unwrap();
+    let mut n = Network::new(plan, Device::Cpu).unwrap();
+    n.add_neurons(&NeuronOptions::default()).unwrap();
+    let x = Tensor::rand([2, 3, 16, 16], (Kind::Float, Device::Cpu));
+    let second = n
+        .plan()
+        .units
+        .iter()
+        .position(|u| u.shortcut.is_some())
+        .unwrap();
+    let with = n
+        .current(Input::Direct(&x), 2, second, &mut Vec::new())
+        .unwrap();
+    let source = n.plan().units[second].shortcut.unwrap().from;
+    let mut cut = n.plan().clone();
+    cut.units[second].shortcut = None;
+    let n = Network { plan: cut, ..n };
+    let without = n
+        .current(Input::Direct(&x), 2, second, &mut Vec::new())
+        .unwrap();
+    assert_eq!(source, 2);
+    let added = with - without;
+    // Pooled spikes are multiples of a quarter.
+    assert!(
+        ((&added * 4.).round() / 4. - &added)
+            .abs()
+            .max()
+            .double_value(&[])
+            < 1e-5
+    );
+    assert!(added.abs().max().double_value(&[]) > 0.2);
+}
+
+#[test]
+fn the_share_of_operations_is_that_of_the_monitor() {
+    let n = small(false);
+    let x = images();
+    let mut m = Monitor::new();
+    let options = Forward {
+        operations: true,
+        ..Forward::spiking(3)
+    };
+    let out = n
+        .forward(Input::Direct(&x), &options, Some(&mut m))
+        .unwrap();
+    let macs: Vec<_> = n.plan().units.iter().map(|u| u.macs() as f64).collect();
+    let rates: Vec<_> = m.layers().unwrap().iter().map(|l| l.spike_rate).collect();
+    let expected = rates
+        .iter()
+        .zip(&macs[1..])
+        .map(|(r, m)| r * m)
+        .sum::<f64>()
+        / macs[1..].iter().sum::<f64>();
+    assert!((out.operations.unwrap().double_value(&[]) - expected).abs() < 1e-5);
+}
+
+#[test]
+fn an_image_of_another_size_is_refused_in_words() {
+    let e = small(true).forward(
+        Input::Direct(&Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu))),
+        &Forward::analog(),
+        None,
+    );
+    assert_eq!(
+        e.unwrap_err().to_string(),
+        "input: expected [N, 2, 8, 8], found [1, 3, 8, 8]"
+    );
+}
