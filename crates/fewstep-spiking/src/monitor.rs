@@ -144,32 +144,35 @@ impl Monitor {
             .map(|l| l.name.as_str())
     }
 
-    /// Sentences for a person, one for each layer that is dead, nearly dead (over nine tenths of its channels) or saturated.
+    /// Sentences for a person, one for each layer that is dead, nearly dead (over nine tenths of its channels) or saturated,
+    /// up to the first dead layer.
     ///
     /// # Errors
     /// libtorch refuses.
     pub fn warnings(&self) -> Result<Vec<String>> {
-        let text = |l: LayerActivity| {
+        let mut found = Vec::new();
+        for l in self.layers()? {
             if l.spike_rate == 0. {
-                Some(format!(
+                found.push(format!(
                     "layer `{}` is dead: none of its neurons fired; every layer behind it gets no input",
                     l.name
-                ))
-            } else if 10 * l.silent_channels > 9 * l.channels {
-                Some(format!(
+                ));
+                // What follows from a dead layer is no news.
+                break;
+            }
+            if 10 * l.silent_channels > 9 * l.channels {
+                found.push(format!(
                     "layer `{}` is dying: {} of its {} channels never fired",
                     l.name, l.silent_channels, l.channels
-                ))
+                ));
             } else if 2 * l.saturated_channels > l.channels {
-                Some(format!(
+                found.push(format!(
                     "layer `{}` is saturated: {} of its {} channels always fire",
                     l.name, l.saturated_channels, l.channels
-                ))
-            } else {
-                None
+                ));
             }
-        };
-        Ok(self.layers()?.into_iter().filter_map(text).collect())
+        }
+        Ok(found)
     }
 }
 

@@ -129,7 +129,7 @@ impl Network {
                     name: u.name.clone(),
                     synapse: Synapse::new(u.connection, u.bias, u.batch_norm, device)?,
                     projection: match u.shortcut.and_then(|s| s.projection) {
-                        Some(p) => Some(Synapse::new(p, false, u.batch_norm, device)?),
+                        Some(p) => Some(Synapse::new(p, u.bias, u.batch_norm, device)?),
                         None => None,
                     },
                     neuron: None,

@@ -353,8 +353,16 @@ fn delete_run(folder: &Path) -> Result<(), RunError> {
     remove_if_there(&folder.join(EVENTS))?;
     delete_files(&folder.join(TENSORBOARD), is_tensorboard_file)?;
     delete_files(&folder.join(PLOTS), |name| name.ends_with(".png"))?;
-    delete_files(&folder.join(CHECKPOINTS), |_| true)?;
+    let checkpoints = folder.join(CHECKPOINTS);
+    for phase in fs::read_dir(&checkpoints).into_iter().flatten().flatten() {
+        delete_files(&phase.path(), is_checkpoint)?;
+    }
+    delete_files(&checkpoints, is_checkpoint)?;
     remove_if_there(&folder.join(CONFIG))
+}
+
+fn is_checkpoint(name: &str) -> bool {
+    name.ends_with(".safetensors") || name == "result.json" || name.starts_with(".writing-")
 }
 
 fn is_tensorboard_file(name: &str) -> bool {

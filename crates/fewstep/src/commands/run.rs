@@ -1,6 +1,6 @@
 //! `fewstep run CONFIG`: an experiment from its config to `runs/<name>/`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -114,9 +114,6 @@ pub(crate) fn follow(
         );
     }
     let checkpoints = folder.checkpoints();
-    if common.force {
-        remove_checkpoints(&checkpoints)?;
-    }
     if folder.resumed() {
         folder.rewind(fewstep_iir::epochs_done(&recipe, &checkpoints)?)?;
     }
@@ -212,13 +209,4 @@ fn check_plan(recipe: &Recipe, data: &Data, source: &ConfigSource) -> Result<()>
         Err(e) => ("network.architecture", e.to_string()),
     };
     Err(source.invalid(key, reason).into())
-}
-
-fn remove_checkpoints(folder: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            bail!("{}: could not be deleted: {e}", folder.display())
-        }
-        _ => Ok(()),
-    }
 }

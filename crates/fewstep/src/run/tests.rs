@@ -187,14 +187,22 @@ fn replacing_deletes_what_a_run_writes_and_nothing_else() {
     let root = TempDir::new().unwrap();
     let mut run = open(root.path(), Existing::Refuse).unwrap();
     run.scalar("loss", 1, 1.0).unwrap();
-    fs::create_dir_all(run.checkpoints().join("mine")).unwrap();
+    for (phase, file) in [
+        ("mine", "notes.txt"),
+        ("t1", "best.safetensors"),
+        ("t1", "result.json"),
+    ] {
+        fs::create_dir_all(run.checkpoints().join(phase)).unwrap();
+        fs::write(run.checkpoints().join(phase).join(file), "x").unwrap();
+    }
     fs::write(run.checkpoints().join("last.safetensors"), "x").unwrap();
     fs::write(run.path("notes.txt"), "keep").unwrap();
     drop(run);
     let run = RunFolder::create(root.path(), "demo", &config(2), Existing::Replace).unwrap();
     assert!(!run.resumed());
     assert_eq!(run.events().unwrap().len(), 1);
-    assert!(run.path("notes.txt").exists() && run.checkpoints().join("mine").exists());
+    assert!(run.path("notes.txt").exists() && run.checkpoints().join("mine/notes.txt").exists());
+    assert!(!run.checkpoints().join("t1").exists());
     assert!(!run.checkpoints().join("last.safetensors").exists());
     assert!(!run.path("tb").exists());
 }
