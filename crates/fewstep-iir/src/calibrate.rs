@@ -5,7 +5,7 @@ use fewstep_spiking::{Input, Network};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{Calibration, Result};
+use crate::{Calibration, Error, Result};
 
 /// What calibration gave one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,12 +32,17 @@ pub fn percentile(x: &Tensor, p: f64, per_row: bool) -> Result<Tensor> {
         x.f_flatten(0, -1)?.f_unsqueeze(0)?
     };
     let n = flat.size()[1];
+    if n == 0 {
+        return Err(Error::Checkpoint(
+            "there is no percentile of nothing".into(),
+        ));
+    }
     // Half to even, as Python's round in the published code.
     let k = 1 + (p / 100. * (n - 1) as f64).round_ties_even() as i64;
     Ok(flat.f_kthvalue(k.clamp(1, n), 1, false)?.0)
 }
 
-/// Sets the thresholds of a network that has neurons, from one batch `images` `[N, C, H, W]`. Leaks are not touched; they should be at 1.
+/// Sets the thresholds of a network that has neurons, from one batch `images` `[N, C, H, W]`, with all leaks at 1 meanwhile.
 ///
 /// `timesteps` overrides the setting's (the `calibrated` arm uses 1).
 ///
@@ -54,6 +59,19 @@ pub fn calibrate(
         .filter(|&i| network.units()[i].neuron.is_some())
         .filter(|&i| setting.residual || !network.plan().units[i].name.starts_with("stage"))
         .collect();
+    let leaks: Vec<Tensor> = network
+        .units()
+        .iter()
+        .filter_map(|u| u.neuron.as_ref())
+        .map(|n| n.leak.copy())
+        .collect();
+    for neuron in network
+        .units_mut()
+        .iter_mut()
+        .filter_map(|u| u.neuron.as_mut())
+    {
+        let _ = neuron.leak.f_fill_(1.)?;
+    }
     let mut found = Vec::new();
     for i in layers {
         let per_channel = network.units()[i]
@@ -104,6 +122,13 @@ pub fn calibrate(
                 .f_mean(tch::Kind::Float)?
                 .f_double_value(&[])?;
         }
+    }
+    let neurons = network
+        .units_mut()
+        .iter_mut()
+        .filter_map(|u| u.neuron.as_mut());
+    for (neuron, leak) in neurons.zip(&leaks) {
+        neuron.leak.f_copy_(leak)?;
     }
     Ok(found)
 }

@@ -129,10 +129,21 @@ impl Data {
             statistics,
             augment: options.augment,
         };
+        if data.shape() != data.test.shape() {
+            let (trained, tested) = (data.shape(), data.test.shape());
+            return Err(Error::Recipe {
+                key: "data.augment.random_resized_crop".into(),
+                reason: format!(
+                    "makes training images of {trained}, but images to evaluate on are {tested}"
+                ),
+            });
+        }
         // An augmentation that does not fit the images is said here, before anything is written.
         match data.training(1, seed) {
             Ok(_) => Ok(data),
-            Err(Error::Data(fewstep_datasets::Error::Option { option, what })) => {
+            Err(Error::Data(fewstep_datasets::Error::Option { option, what }))
+                if ["crop_padding", "cutout", "random_resized_crop"].contains(&option) =>
+            {
                 let key = format!("data.augment.{option}");
                 Err(Error::Recipe { key, reason: what })
             }

@@ -24,7 +24,7 @@ pub enum Error {
     },
     /// The loss is no longer a number.
     #[error(
-        "stage {stage}: the loss is {loss} in epoch {epoch}, batch {batch}: {place}; lower the learning rate or the surrogate's height"
+        "stage {stage}: the loss is {loss} in epoch {epoch}, batch {batch}: {place}; lower its learning rate"
     )]
     NotFinite {
         /// `ann`, `t5`, …
@@ -40,7 +40,7 @@ pub enum Error {
     },
     /// An epoch's last step left weights that give no number.
     #[error(
-        "stage {stage}: after epoch {epoch} {place}, the validation loss is {loss}; lower the learning rate or the surrogate's height"
+        "stage {stage}: after epoch {epoch} {place}, the validation loss is {loss}; lower its learning rate"
     )]
     NotFiniteAfter {
         /// `ann`, `t5`, …
@@ -55,7 +55,7 @@ pub enum Error {
     /// A layer that no input makes fire.
     #[error(
         "stage {stage}: layer `{layer}` is dead, none of its neurons fires for any validation image, so nothing behind it can learn; \
-         lower the thresholds (calibration.percentile, calibration.scale) or the leak"
+         lower the thresholds (calibration.percentile, calibration.scale)"
     )]
     Dead {
         /// `t5`, …

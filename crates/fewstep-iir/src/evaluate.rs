@@ -111,15 +111,20 @@ pub(crate) fn evaluate(
     })
 }
 
-/// What the network does for the first validation batch at this T.
-pub(crate) fn probe(network: &Network, timesteps: u32, data: &Data) -> Result<Monitor> {
+/// What the network does on the validation split at this T.
+pub(crate) fn probe(
+    network: &Network,
+    timesteps: u32,
+    data: &Data,
+    limit: Option<usize>,
+) -> Result<Monitor> {
     let mut monitor = Monitor::new();
     evaluate(
         network,
         Mode::Spiking { timesteps },
         data,
         Split::Validation,
-        Some(1),
+        limit,
         Some(&mut monitor),
     )?;
     Ok(monitor)

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Learning from the artificial network's logits (Hinton et al. 2015).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,13 @@ fn temperature() -> f64 {
 /// # Errors
 /// Shapes that differ.
 pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+    if student.dim() != 2 || student.size() != teacher.size() {
+        let (s, t) = (student.size(), teacher.size());
+        return Err(Error::Recipe {
+            key: "snn.distillation".into(),
+            reason: format!("expected logits [N, classes] of one shape, found {s:?} and {t:?}"),
+        });
+    }
     let log_student = (student / temperature).f_log_softmax(-1, Kind::Float)?;
     let log_teacher = (teacher.f_detach()? / temperature).f_log_softmax(-1, Kind::Float)?;
     let kl = log_teacher.f_exp()? * (&log_teacher - log_student);

@@ -65,7 +65,7 @@ impl Trainer<'_> {
     ) -> Result<Progress> {
         let mut optimiser = self.optimiser(network)?;
         let mut progress = self.resume(network, &mut optimiser)?;
-        let (name, epochs) = (self.phase.name.as_str(), self.phase.training.epochs);
+        let (name, epochs) = (self.phase.name.as_str(), self.phase.run_epochs);
         let (number, phases) = (self.phase.number, self.phases);
         observer.event(&Event::PhaseStarted {
             phase: name,
@@ -79,15 +79,18 @@ impl Trainer<'_> {
             let (train_loss, learning_rate) =
                 self.epoch(network, &mut optimiser, epoch, observer)?;
             progress.train_seconds += start.elapsed().as_secs_f64();
+            let mut monitor = Monitor::new();
+            let spikes = self.phase.kind != PhaseKind::Ann;
             let found = evaluate(
                 network,
                 mode(self.phase.kind),
                 self.data,
                 Split::Validation,
                 self.limit,
-                None,
+                spikes.then_some(&mut monitor),
             )?;
             self.check_finite(network, &found, epoch)?;
+            self.check_alive(network, &monitor)?;
             // Later epochs win ties: the learning rate is lower there.
             let best = progress.best.is_none_or(|b| found.accuracy >= b.accuracy);
             if best {
@@ -126,6 +129,31 @@ impl Trainer<'_> {
             &self.best().display().to_string(),
         )?;
         Ok(progress)
+    }
+
+    /// A dead layer ends a stage; it is the very thing that an ablation may show. Under `limits.batches` nothing has been trained to
+    /// the end, so it is no more than a warning.
+    pub(crate) fn check_alive(&self, network: &Network, monitor: &Monitor) -> Result<()> {
+        if !matches!(self.phase.kind, PhaseKind::Stage(_)) || self.limit.is_some() {
+            return Ok(());
+        }
+        for (i, layer) in monitor.layers()?.into_iter().enumerate() {
+            // A shortcut around a layer keeps what is behind it alive.
+            let bypassed = network
+                .plan()
+                .units
+                .iter()
+                .enumerate()
+                .any(|(j, u)| j > i && u.shortcut.is_some_and(|s| s.from < i));
+            if layer.spike_rate == 0. && !bypassed {
+                let stage = self.phase.name.clone();
+                return Err(Error::Dead {
+                    stage,
+                    layer: layer.name,
+                });
+            }
+        }
+        Ok(())
     }
 
     fn write(&self, path: &Path, checkpoint: Checkpoint) -> Result<()> {
@@ -345,7 +373,7 @@ pub fn epochs_done(recipe: &crate::Recipe, folder: &Path) -> Result<u64> {
             false => 0,
         };
         sum += u64::from(done);
-        if done < phase.training.epochs {
+        if done < phase.run_epochs {
             break;
         }
     }

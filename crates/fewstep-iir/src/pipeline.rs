@@ -127,16 +127,7 @@ struct Pipeline<'a> {
 impl Pipeline<'_> {
     fn run(&self, observer: &mut dyn Observer) -> Result<Report> {
         let (mut stages, mut direct) = (Vec::new(), Vec::new());
-        let (ann, teacher) = self.ann(&self.phases[0], observer)?;
-        let mut converted = Network::new(self.plan()?, self.device)?;
-        converted.load(
-            &teacher.tensors().into_iter().collect(),
-            "the artificial network",
-        )?;
-        fold_batch_norm(&mut converted)?;
-        converted.add_neurons(&self.recipe.neuron)?;
-        let ann = self.finish_ann(ann, &converted)?;
-
+        let (ann, teacher, converted) = self.ann(&self.phases[0], observer)?;
         let mut network = self.copy(&converted)?;
         let calibrated =
             self.calibrated(&mut network, "t-first", self.recipe.calibration.timesteps())?;
@@ -208,60 +199,56 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Trains the artificial network; its result lacks what needs the folded network.
-    fn ann(&self, phase: &PhasePlan, observer: &mut dyn Observer) -> Result<(AnnResult, Network)> {
+    /// Trains the artificial network; returns its figures, itself, and the network with folded batch norm and neurons.
+    fn ann(
+        &self,
+        phase: &PhasePlan,
+        observer: &mut dyn Observer,
+    ) -> Result<(AnnResult, Network, Network)> {
         seed::set_libtorch(seed::derive(self.recipe.seed, &[0, 0]));
         let mut network = Network::new(self.plan()?, self.device)?;
-        let result = self.folder.join(&phase.name).join("result.json");
-        if let Some(found) = read_result::<AnnResult>(&result)? {
-            let best = self.folder.join(&phase.name).join("best.safetensors");
-            network.load(&load(&best)?.section(""), &best.display().to_string())?;
-            let (val_accuracy, test_accuracy) = (found.val_accuracy, found.test_accuracy);
-            observer.event(&Event::PhaseEnded {
-                phase: &phase.name,
-                val_accuracy,
-                test_accuracy,
-            })?;
-            return Ok((found, network));
-        }
-        let progress = self.trainer(phase, None).train(&mut network, observer)?;
-        let test = evaluate(
-            &network,
-            Mode::Analog,
-            self.data,
-            Split::Test,
-            self.recipe.limits.batches,
-            None,
-        )?;
-        let val_accuracy = progress.best.map_or(0., |b| b.accuracy);
+        let trainer = self.trainer(phase, None);
+        let result = trainer.folder.join("result.json");
+        let before = read_result::<AnnResult>(&result)?;
+        let progress = match before {
+            Some(_) => {
+                let best = trainer.folder.join("best.safetensors");
+                network.load(&load(&best)?.section(""), &best.display().to_string())?;
+                None
+            }
+            None => Some(trainer.train(&mut network, observer)?),
+        };
+        let mut converted = Network::new(self.plan()?, self.device)?;
+        let values = network.tensors().into_iter().collect();
+        converted.load(&values, "the artificial network")?;
+        fold_batch_norm(&mut converted)?;
+        converted.add_neurons(&self.recipe.neuron)?;
+        let found = match (before, progress) {
+            (Some(found), _) => found,
+            (None, progress) => {
+                let progress = progress.unwrap_or_default();
+                let limit = self.recipe.limits.batches;
+                let test = |n| evaluate(n, Mode::Analog, self.data, Split::Test, limit, None);
+                let found = AnnResult {
+                    val_accuracy: progress.best.map_or(0., |b| b.accuracy),
+                    test_accuracy: test(&network)?.accuracy,
+                    val_accuracy_last: progress.last.map_or(0., |b| b.accuracy),
+                    test_accuracy_folded: test(&converted)?.accuracy,
+                    epochs: progress.epochs_done,
+                    best_epoch: progress.best_epoch,
+                    train_seconds: progress.train_seconds,
+                    latency_ms: latency(&converted, Mode::Analog, &self.one_image()?)?,
+                };
+                write_result(&result, &found)?;
+                found
+            }
+        };
         observer.event(&Event::PhaseEnded {
             phase: &phase.name,
-            val_accuracy,
-            test_accuracy: test.accuracy,
+            val_accuracy: found.val_accuracy,
+            test_accuracy: found.test_accuracy,
         })?;
-        let found = AnnResult {
-            val_accuracy,
-            test_accuracy: test.accuracy,
-            val_accuracy_last: progress.last.map_or(0., |b| b.accuracy),
-            test_accuracy_folded: test.accuracy,
-            epochs: progress.epochs_done,
-            best_epoch: progress.best_epoch,
-            train_seconds: progress.train_seconds,
-            latency_ms: latency(&network, Mode::Analog, &self.one_image()?)?,
-        };
-        Ok((found, network))
-    }
-
-    fn finish_ann(&self, mut ann: AnnResult, folded: &Network) -> Result<AnnResult> {
-        let path = self.folder.join(&self.phases[0].name).join("result.json");
-        if !path.exists() {
-            let limit = self.recipe.limits.batches;
-            ann.test_accuracy_folded =
-                evaluate(folded, Mode::Analog, self.data, Split::Test, limit, None)?.accuracy;
-            ann.latency_ms = latency(folded, Mode::Analog, &self.one_image()?)?;
-            write_result(&path, &ann)?;
-        }
-        Ok(ann)
+        Ok((found, network, converted))
     }
 
     /// Calibrates, or takes the thresholds that an earlier start of this run found: the very same images are used, but it can take long.
@@ -331,7 +318,9 @@ impl Pipeline<'_> {
             )));
         };
         if !trainer.has_begun() {
-            for message in self.check_alive(phase, network, timesteps)? {
+            let monitor = probe(network, timesteps, self.data, self.recipe.limits.batches)?;
+            trainer.check_alive(network, &monitor)?;
+            for message in monitor.warnings()? {
                 observer.event(&Event::Warning {
                     phase: &phase.name,
                     message,
@@ -339,9 +328,6 @@ impl Pipeline<'_> {
             }
         }
         let progress = trainer.train(network, observer)?;
-        if matches!(phase.kind, PhaseKind::Stage(_)) {
-            self.check_alive(phase, network, timesteps)?;
-        }
         let mut monitor = Monitor::new();
         let limit = self.recipe.limits.batches;
         let test = evaluate(
@@ -402,28 +388,6 @@ impl Pipeline<'_> {
             val_accuracy: found.val_accuracy,
             test_accuracy: found.test_accuracy,
         })
-    }
-
-    /// Looks at the spikes of a validation batch: a dead layer ends a stage, and is the very thing that an ablation may show. Under
-    /// `limits.batches` nothing has been trained to the end, so it is no more than a warning.
-    fn check_alive(
-        &self,
-        phase: &PhasePlan,
-        network: &Network,
-        timesteps: u32,
-    ) -> Result<Vec<String>> {
-        let monitor = probe(network, timesteps, self.data)?;
-        if let (Some(layer), PhaseKind::Stage(_), None) = (
-            monitor.first_dead_layer()?,
-            phase.kind,
-            self.recipe.limits.batches,
-        ) {
-            return Err(Error::Dead {
-                stage: phase.name.clone(),
-                layer,
-            });
-        }
-        Ok(monitor.warnings()?)
     }
 
     /// A converted network with fresh weights.

@@ -1,12 +1,12 @@
 //! The schedule: what will happen, as data.
 
-use std::collections::HashSet;
+mod validate;
 
 use fewstep_spiking::{NeuronOptions, Plan, zoo};
 use fewstep_torch::{LearningRate, OptimiserConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::{Distillation, Error, Result};
+use crate::{Distillation, Result};
 
 /// The network's shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -266,7 +266,8 @@ pub struct Direct {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Run one epoch of this many batches in every phase, and evaluate on as many.
+    /// Run one epoch of this many batches in every phase, and evaluate on as many. Calibration then looks at 16 images and 5
+    /// timesteps, and a dead layer is only a warning.
     pub batches: Option<usize>,
 }
 
@@ -312,6 +313,8 @@ pub struct PhasePlan {
     pub kind: PhaseKind,
     /// `ann`, `t5`, …, `direct-carried`.
     pub name: String,
+    /// Epochs that are run: those of `training`, or one under `limits.batches`. The learning rate follows `training.epochs` all the same.
+    pub run_epochs: u32,
     /// How.
     pub training: Training,
     /// Factor on the learning rate of thresholds and leaks.
@@ -329,20 +332,16 @@ impl Recipe {
     /// As [`Recipe::validate`].
     pub fn phases(&self) -> Result<Vec<PhasePlan>> {
         self.validate()?;
-        let limited = |epochs: u32| {
-            if self.limits.batches.is_some() {
-                1
-            } else {
-                epochs
-            }
+        let limited = |epochs: u32| match self.limits.batches {
+            Some(_) => 1,
+            None => epochs,
         };
-        let mut ann = self.ann.clone();
-        ann.epochs = limited(ann.epochs);
         let mut phases = vec![PhasePlan {
             number: 0,
             kind: PhaseKind::Ann,
             name: "ann".into(),
-            training: ann,
+            run_epochs: limited(self.ann.epochs),
+            training: self.ann.clone(),
             threshold_lr_factor: 1.,
             distillation: None,
             rate_penalty: 0.,
@@ -350,7 +349,7 @@ impl Recipe {
         let snn = &self.snn;
         let mut push = |kind, name, epochs| {
             let training = Training {
-                epochs: limited(epochs),
+                epochs,
                 batch_size: snn.batch_size,
                 accumulate: snn.accumulate,
                 optimiser: snn.optimiser,
@@ -364,6 +363,7 @@ impl Recipe {
                 number: phases.len() as u64,
                 kind,
                 name,
+                run_epochs: limited(epochs),
                 training,
                 threshold_lr_factor: snn.threshold_lr_factor,
                 distillation: snn.distillation,
@@ -381,131 +381,12 @@ impl Recipe {
             push(
                 PhaseKind::Direct(arm),
                 format!("direct-{}", arm.name()),
-                self.direct.epochs.unwrap_or(each.iter().sum()),
+                self.direct
+                    .epochs
+                    .unwrap_or_else(|| each.iter().fold(0, |sum, e| sum.saturating_add(*e))),
             );
         }
         Ok(phases)
-    }
-
-    /// # Errors
-    /// The first value that is impossible, with its key.
-    pub fn validate(&self) -> Result<()> {
-        let wrong = |key: &str, reason: String| {
-            Err(Error::Recipe {
-                key: key.into(),
-                reason,
-            })
-        };
-        self.neuron.validate().map_err(|e| match e {
-            fewstep_spiking::Error::Option {
-                option,
-                expected,
-                found,
-            } => Error::Recipe {
-                key: format!("neuron.{option}"),
-                reason: format!("expected {expected}, found {found}"),
-            },
-            other => Error::Spiking(other),
-        })?;
-        let snn = &self.snn;
-        if snn.timesteps.is_empty()
-            || snn.timesteps.contains(&0)
-            || snn.timesteps.windows(2).any(|w| w[0] <= w[1])
-        {
-            return wrong(
-                "snn.timesteps",
-                format!(
-                    "expected a descending list of numbers from 1 up, found {:?}",
-                    snn.timesteps
-                ),
-            );
-        }
-        if let Epochs::Each(list) = &snn.epochs
-            && (list.len() != snn.timesteps.len() || list.contains(&0))
-        {
-            let expected = format!(
-                "expected {} numbers of at least 1, one a stage",
-                snn.timesteps.len()
-            );
-            return wrong("snn.epochs", format!("{expected}, found {list:?}"));
-        }
-        let positive = [
-            ("ann.epochs", f64::from(self.ann.epochs)),
-            ("ann.batch_size", self.ann.batch_size as f64),
-            ("ann.accumulate", self.ann.accumulate as f64),
-            ("ann.learning_rate", self.ann.learning_rate),
-            (
-                "snn.epochs",
-                if let Epochs::Same(n) = snn.epochs {
-                    f64::from(n)
-                } else {
-                    1.
-                },
-            ),
-            ("snn.batch_size", snn.batch_size as f64),
-            ("snn.accumulate", snn.accumulate as f64),
-            ("snn.learning_rate", snn.learning_rate),
-            ("snn.threshold_lr_factor", snn.threshold_lr_factor),
-            ("direct.epochs", self.direct.epochs.map_or(1., f64::from)),
-            (
-                "limits.batches",
-                self.limits.batches.map_or(1., |b| b as f64),
-            ),
-            ("calibration.scale", self.calibration.scale()),
-            (
-                "calibration.timesteps",
-                f64::from(self.calibration.timesteps()),
-            ),
-            ("calibration.images", self.calibration.images() as f64),
-            (
-                "snn.distillation.temperature",
-                snn.distillation.map_or(1., |d| d.temperature),
-            ),
-        ];
-        if let Some((key, v)) = positive.iter().find(|(_, v)| !(v.is_finite() && *v > 0.)) {
-            return wrong(key, format!("expected a number above 0, found {v}"));
-        }
-        let shares = [
-            ("ann.dropout", self.ann.dropout),
-            ("ann.label_smoothing", self.ann.label_smoothing),
-            ("snn.dropout", snn.dropout),
-            ("snn.label_smoothing", snn.label_smoothing),
-        ];
-        if let Some((key, v)) = shares.iter().find(|(_, v)| !(0. ..1.).contains(v)) {
-            return wrong(
-                key,
-                format!("expected a number from 0 to below 1, found {v}"),
-            );
-        }
-        let not_negative = [
-            ("ann.weight_decay", self.ann.weight_decay),
-            ("snn.weight_decay", snn.weight_decay),
-            ("snn.rate_penalty", snn.rate_penalty),
-            (
-                "snn.distillation.weight",
-                snn.distillation.map_or(0., |d| d.weight),
-            ),
-        ];
-        if let Some((key, v)) = not_negative
-            .iter()
-            .find(|(_, v)| !(v.is_finite() && *v >= 0.))
-        {
-            return wrong(key, format!("expected a number of at least 0, found {v}"));
-        }
-        if !(0. ..=100.).contains(&self.calibration.percentile()) {
-            return wrong(
-                "calibration.percentile",
-                format!("expected 0 to 100, found {}", self.calibration.percentile()),
-            );
-        }
-        let mut seen = HashSet::new();
-        if let Some(arm) = self.direct.arms.iter().find(|a| !seen.insert(**a)) {
-            return wrong(
-                "direct.arms",
-                format!("`{}` stands there twice", arm.name()),
-            );
-        }
-        Ok(())
     }
 }
 
@@ -537,7 +418,9 @@ mod tests {
         r.snn.epochs = Epochs::Each(vec![5, 4, 3, 2, 1]);
         assert_eq!(r.phases().unwrap()[6].training.epochs, 15);
         r.limits.batches = Some(20);
-        assert!(r.phases().unwrap().iter().all(|p| p.training.epochs == 1));
+        assert!(r.phases().unwrap().iter().all(|p| p.run_epochs == 1));
+        // The learning rate does not know of the limit.
+        assert_eq!(r.phases().unwrap()[6].training.epochs, 15);
     }
 
     #[test]

@@ -18,7 +18,7 @@ struct Sums {
     neurons_per_channel: f64,
     /// `[T, C]`: activations summed over images and positions.
     activity: Tensor,
-    /// sum, sum of squares, minimum, maximum of the potential that meets the threshold.
+    /// sum, sum of squares, minimum, maximum of the potential.
     sum: f64,
     squares: f64,
     min: f64,
@@ -42,7 +42,7 @@ pub struct LayerActivity {
     pub saturated_channels: usize,
     /// All channels.
     pub channels: usize,
-    /// Membrane potential before the reset (the pre-activation of an artificial network).
+    /// Membrane potential after the reset (the pre-activation of an artificial network).
     pub membrane: Moments,
 }
 
@@ -124,7 +124,7 @@ impl Monitor {
         self.layers.iter().map(Sums::finish).collect()
     }
 
-    /// The first layer that never fired, if there is one: nothing behind it can learn.
+    /// The first layer that never fired, if there is one.
     ///
     /// # Errors
     /// libtorch refuses.
@@ -150,17 +150,11 @@ impl Monitor {
     /// # Errors
     /// libtorch refuses.
     pub fn warnings(&self) -> Result<Vec<String>> {
-        let mut found = Vec::new();
+        let (mut dead, mut found) = (Vec::new(), Vec::new());
         for l in self.layers()? {
             if l.spike_rate == 0. {
-                found.push(format!(
-                    "layer `{}` is dead: none of its neurons fired; every layer behind it gets no input",
-                    l.name
-                ));
-                // What follows from a dead layer is no news.
-                break;
-            }
-            if 10 * l.silent_channels > 9 * l.channels {
+                dead.push(format!("`{}`", l.name));
+            } else if 10 * l.silent_channels > 9 * l.channels {
                 found.push(format!(
                     "layer `{}` is dying: {} of its {} channels never fired",
                     l.name, l.silent_channels, l.channels
@@ -171,6 +165,10 @@ impl Monitor {
                     l.name, l.saturated_channels, l.channels
                 ));
             }
+        }
+        if !dead.is_empty() {
+            let message = format!("no neuron fires in the dead layers {}", dead.join(", "));
+            found.insert(0, message);
         }
         Ok(found)
     }
@@ -243,6 +241,6 @@ mod tests {
         m.record(1, "conv2", &none, &(&none + f64::NAN)).unwrap();
         assert_eq!(m.first_dead_layer().unwrap().as_deref(), Some("conv2"));
         assert_eq!(m.first_non_finite_layer(), Some("conv2"));
-        assert!(m.warnings().unwrap()[1].starts_with("layer `conv2` is dead"));
+        assert!(m.warnings().unwrap()[0].ends_with("`conv2`"));
     }
 }

@@ -143,7 +143,7 @@ impl Network {
         })
     }
 
-    /// The plan; after [`Network::fold`](Self::units_mut) its biases are there and its batch norms are not.
+    /// The plan; after [`Network::replace_batch_norm`] its biases are there and its batch norms are not.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -305,6 +305,8 @@ impl Network {
             .filter_map(|u| u.shortcut.map(|s| s.from))
             .collect();
 
+        let fed = self.shares_fed();
+
         for (i, (unit, planned)) in self.units.iter().zip(&self.plan.units).enumerate() {
             if matches!(planned.connection, Connection::Linear { .. }) && x.dim() > 2 {
                 x = x.f_flatten(1, -1)?;
@@ -327,8 +329,9 @@ impl Network {
             }
             let mut current = unit.synapse.apply(&x, options.train)?;
             if let Some(shortcut) = planned.shortcut {
-                let source = outputs[shortcut.from]
-                    .as_ref()
+                let source = outputs
+                    .get(shortcut.from)
+                    .and_then(Option::as_ref)
                     .ok_or_else(|| Error::State("a shortcut from nowhere".into()))?;
                 current = match &unit.projection {
                     Some(p) => current + p.apply(source, options.train)?,
@@ -345,10 +348,8 @@ impl Network {
             }
             let activation = self.activate(i, &current, options.mode, &mut extras)?;
             direct = false;
-            if options.operations
-                && let Some(next) = self.plan.units.get(i + 1)
-            {
-                let share = activation.f_mean(Kind::Float)? * (timesteps * next.macs()) as f64;
+            if options.operations {
+                let share = activation.f_mean(Kind::Float)? * (timesteps as f64 * fed[i]);
                 operations = Some(match operations {
                     Some(sum) => sum + share,
                     None => share,
@@ -356,18 +357,20 @@ impl Network {
             }
             x = self.after(i, activation, options.dropout)?;
             outputs.push(keep.contains(&i).then(|| x.shallow_clone()));
-            if i + 2 == self.units.len() {
-                let dense: i64 = self
-                    .plan
-                    .units
-                    .iter()
-                    .skip(1)
-                    .map(crate::plan::UnitPlan::macs)
-                    .sum();
-                operations = operations.map(|sum| sum / dense as f64);
-            }
         }
         Err(Error::State("the plan has no read-out".into()))
+    }
+
+    /// For each unit, the MACs that its spikes feed, as a share of all behind the first layer.
+    fn shares_fed(&self) -> Vec<f64> {
+        let mut fed = vec![0.; self.units.len()];
+        for (ops, source) in self.plan.operations() {
+            if let Some(source) = source {
+                fed[source] += ops.macs as f64;
+            }
+        }
+        let all: f64 = fed.iter().sum();
+        fed.iter().map(|macs| macs / all).collect()
     }
 
     /// The first unit's input as `[N or T·N, C, H, W]`, N and T.

@@ -162,14 +162,18 @@ struct Neuron : torch::autograd::Function<Neuron> {
   static variable_list forward(AutogradContext* ctx, const Tensor& current, const Tensor& theta, const Tensor& leak, const Tensor& start,
                                int64_t T, int64_t reset, int64_t surrogate, double a, double b, bool want_membrane, bool allow_fused) {
     TORCH_CHECK(T >= 1, "expected at least 1 timestep, found ", T);
+    TORCH_CHECK(reset >= kSoft && reset <= kNone, "expected a reset from 0 to 2, found ", reset);
+    TORCH_CHECK(surrogate >= 0 && surrogate <= 4, "expected a surrogate from 0 to 4, found ", surrogate);
+    TORCH_CHECK(theta.device() == current.device() && leak.device() == current.device() && start.device() == current.device(),
+                "expected threshold, leak and membrane potential on ", current.device(), " like the current");
     TORCH_CHECK(theta.numel() == leak.numel(), "expected as many leaks as thresholds (", theta.numel(), "), found ", leak.numel());
     const Tensor x = current.contiguous();
     const Shape sh = shape_of(x, T, theta.numel());
     const bool still = x.size(0) == 1;
     auto sizes = x.sizes().vec();
     sizes[0] = T;
-    // An autograd function takes no undefined tensor: a one-dimensional one stands for none.
-    const Tensor initial = start.dim() == 1 ? Tensor() : start.detach().contiguous();
+    // An autograd function takes no undefined tensor: an empty one stands for none.
+    const Tensor initial = start.numel() == 0 ? Tensor() : start.detach().contiguous();
     if (initial.defined()) TORCH_CHECK(initial.sizes() == x.sizes().slice(1), "expected a membrane potential of shape ", x.sizes().slice(1), ", found ", initial.sizes());
     Tensor spikes, before, after;
     const bool use_fused = allow_fused && fused(x);
@@ -274,7 +278,7 @@ struct Neuron : torch::autograd::Function<Neuron> {
 }  // namespace
 
 extern "C" char* fewstep_neuron(const Tensor* x, const Tensor* theta, const Tensor* leak, const Tensor* initial, int64_t T, int64_t reset,
-                                int64_t surrogate,                               double a, double b, bool want_membrane, bool allow_fused, Tensor** spikes, Tensor** membrane) {
+                                int64_t surrogate, double a, double b, bool want_membrane, bool allow_fused, Tensor** spikes, Tensor** membrane) {
   FEWSTEP_TRY({
     auto out = Neuron::apply(*x, *theta, *leak, initial ? *initial : at::empty({0}, x->options()), T, reset, surrogate, a, b, want_membrane, allow_fused);
     *spikes = new Tensor(out[0]);

@@ -1,5 +1,6 @@
 // The CPU sweeps of neuron.cpp over one block of elements. Included once for each instruction set, inside a namespace of its own; no
-// include guard on purpose. Fused multiply-adds are left out (the AVX2 set does not imply them), so that every set gives the same bits.
+// include guard on purpose. Fused multiply-adds are left out (the AVX2 set does not imply them), so spikes and the gradient of the current have the same bits
+// on every set; the sums for threshold and leak differ in the last ones, with the width of the vectors.
 
 template <int64_t reset, typename S> inline S after_reset(S m, S th) {
   const S fired = m > th ? S(1) : S(0);

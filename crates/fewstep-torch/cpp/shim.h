@@ -6,12 +6,21 @@
 #include <cstring>
 #include <exception>
 
-#define FEWSTEP_TRY(...)                      \
-  try {                                       \
-    __VA_ARGS__                               \
-    return nullptr;                           \
-  } catch (const c10::Error& e) {             \
-    return strdup(e.what_without_backtrace()); \
-  } catch (const std::exception& e) {         \
-    return strdup(e.what());                  \
+// A message on the heap. Null would mean success, so a machine without a hundred bytes left ends here.
+inline char* fewstep_message(const char* text) {
+  char* copy = strdup(text);
+  if (!copy) std::abort();
+  return copy;
+}
+
+#define FEWSTEP_TRY(...)                              \
+  try {                                               \
+    __VA_ARGS__                                       \
+    return nullptr;                                   \
+  } catch (const c10::Error& e) {                     \
+    return fewstep_message(e.what_without_backtrace()); \
+  } catch (const std::exception& e) {                 \
+    return fewstep_message(e.what());                 \
+  } catch (...) {                                     \
+    return fewstep_message("an unknown C++ exception"); \
   }

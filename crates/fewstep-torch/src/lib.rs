@@ -1,7 +1,7 @@
 //! Everything that is about libtorch itself, so that no other crate has to know it: opening the CUDA part at run time,
 //! choosing a device, seeds, checkpoints, optimisers whose state can be saved, and the fused operators written in C++.
 //!
-//! This crate knows nothing of spikes, diffusion, data sets or configs.
+//! This crate knows nothing of networks, data sets or configs.
 //!
 //! ```
 //! use fewstep_torch::{Checkpoint, DeviceChoice, device};
@@ -23,6 +23,9 @@ mod library;
 pub mod ops;
 pub mod optim;
 pub mod seed;
+
+/// The libtorch that tch 0.24 is made for; its build refuses any other.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;

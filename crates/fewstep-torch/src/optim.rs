@@ -72,6 +72,43 @@ pub enum OptimiserConfig {
     },
 }
 
+impl OptimiserConfig {
+    /// # Errors
+    /// The option that is out of range, and a clause that says what was expected and found.
+    pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
+        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
+            true => Ok(()),
+            false => Err((key, format!("expected {expected}, found {found:?}"))),
+        };
+        let share = |v: &f64| (0. ..1.).contains(v);
+        match self {
+            Self::Adam { betas, eps, .. } => {
+                expect(
+                    betas.iter().all(share),
+                    "betas",
+                    "two numbers from 0 to below 1",
+                    betas,
+                )?;
+                expect(*eps > 0. && eps.is_finite(), "eps", "a number above 0", eps)
+            }
+            Self::Sgd { momentum, nesterov } => {
+                expect(
+                    share(momentum),
+                    "momentum",
+                    "a number from 0 to below 1",
+                    momentum,
+                )?;
+                expect(
+                    !nesterov || *momentum > 0.,
+                    "nesterov",
+                    "false where momentum is 0",
+                    nesterov,
+                )
+            }
+        }
+    }
+}
+
 fn betas() -> [f64; 2] {
     [0.9, 0.999]
 }
@@ -120,10 +157,10 @@ impl Optimiser {
             for slot in slots {
                 state.insert(format!("{slot}.{name}"), p.f_zeros_like()?.f_detach()?);
             }
-            state.insert(
-                format!("steps.{name}"),
-                Tensor::f_zeros([], (Kind::Float, p.device()))?,
-            );
+            if matches!(config, OptimiserConfig::Adam { .. }) {
+                let steps = Tensor::f_zeros([], (Kind::Float, p.device()))?;
+                state.insert(format!("steps.{name}"), steps);
+            }
         }
         Ok(Self {
             config,
@@ -252,7 +289,8 @@ fn pointers<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<*mut C_tensor>
 pub enum LearningRate {
     /// The same throughout.
     Constant,
-    /// Divided by `factor` at each of these fractions of the epochs: epoch ⌊fraction · epochs⌋, as the published code has it.
+    /// Divided by `factor` at each of these fractions of the epochs, from epoch ⌊fraction · epochs⌋ (counted from 0, at least 1) on:
+    /// torch's MultiStepLR with the published milestones.
     MultiStep {
         /// Fractions in (0, 1), ascending.
         milestones: Vec<f64>,
@@ -271,6 +309,52 @@ pub enum LearningRate {
 }
 
 impl LearningRate {
+    /// # Errors
+    /// The option that is out of range for a stage of `epochs`, and a clause that says what was expected and found.
+    pub fn validate(&self, epochs: u32) -> std::result::Result<(), (&'static str, String)> {
+        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
+            true => Ok(()),
+            false => Err((key, format!("expected {expected}, found {found:?}"))),
+        };
+        match self {
+            Self::Constant => Ok(()),
+            Self::MultiStep { milestones, factor } => {
+                let rising = milestones.windows(2).all(|w| w[0] < w[1]);
+                let inside = milestones.iter().all(|m| *m > 0. && *m < 1.);
+                expect(
+                    rising && inside,
+                    "milestones",
+                    "ascending numbers between 0 and 1",
+                    milestones,
+                )?;
+                expect(
+                    *factor > 0. && factor.is_finite(),
+                    "factor",
+                    "a number above 0",
+                    factor,
+                )
+            }
+            Self::Cosine {
+                floor,
+                warmup_epochs,
+            } => {
+                expect(
+                    (0. ..=1.).contains(floor),
+                    "floor",
+                    "a number from 0 to 1",
+                    floor,
+                )?;
+                let fits = (0. ..f64::from(epochs)).contains(warmup_epochs);
+                expect(
+                    fits,
+                    "warmup_epochs",
+                    "a number from 0 to below the stage's epochs",
+                    warmup_epochs,
+                )
+            }
+        }
+    }
+
     /// The factor on the base rate at a step.
     ///
     /// `epoch` counts from 0 and may have a fraction (the part of the epoch that is done); `epochs` is the stage's length.
@@ -281,7 +365,7 @@ impl LearningRate {
             Self::MultiStep { milestones, factor } => {
                 let passed = milestones
                     .iter()
-                    .filter(|&&m| epoch.floor() >= (m * epochs).floor())
+                    .filter(|&&m| epoch.floor() >= (m * epochs).floor().max(1.))
                     .count();
                 factor.powi(-(passed as i32))
             }

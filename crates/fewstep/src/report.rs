@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, TableStyle, presets};
 /// One line of the table. What was not measured is `None` and shown as `-`, as is NaN.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ReportRow {
-    /// "ann", "snn T=5", "direct, carried thresholds" …
+    /// `ann`, `t5`, `direct-carried` …
     pub stage: String,
     /// Timesteps T; `None` for the ANN.
     pub timesteps: Option<u32>,

@@ -44,7 +44,16 @@ fn scaled(n: i64, width: f64) -> Result<i64> {
             found: width.to_string(),
         });
     }
-    Ok(((n as f64 * width).round() as i64).max(1))
+    let channels = n as f64 * width;
+    if channels > 65_536. {
+        let found = format!("{width}, which makes a layer of {channels:.0} channels");
+        return Err(Error::Option {
+            option: "network.width",
+            expected: "layers of at most 65536 channels",
+            found,
+        });
+    }
+    Ok((channels.round() as i64).max(1))
 }
 
 #[cfg(test)]

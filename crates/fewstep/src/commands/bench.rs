@@ -16,14 +16,14 @@ pub struct Options {
     /// Which one: spiking
     pub name: String,
     /// Threads of libtorch
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=1024))]
     pub threads: i32,
     /// Steps timed
-    #[arg(long, default_value_t = 5)]
-    pub samples: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub samples: u32,
     /// Steps before them
     #[arg(long, default_value_t = 1)]
-    pub warmup: usize,
+    pub warmup: u32,
     /// JSON lines (there is no other form yet)
     #[arg(long)]
     pub json: bool,

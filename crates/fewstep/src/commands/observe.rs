@@ -29,7 +29,7 @@ impl Recorder {
         let mut before = Vec::new();
         for phase in recipe.phases()? {
             before.push((phase.name.clone(), sum));
-            sum += u64::from(phase.training.epochs);
+            sum += u64::from(phase.run_epochs);
         }
         let text = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
         let told = folder
@@ -117,12 +117,12 @@ impl Recorder {
             Event::Epoch {
                 phase,
                 epoch,
-                epochs,
                 learning_rate,
                 train_loss,
                 validation,
                 best,
                 seconds,
+                ..
             } => {
                 let before = self
                     .before
@@ -153,7 +153,6 @@ impl Recorder {
                     );
                     bar.set(u64::from(epoch) * PER_EPOCH, message);
                 }
-                let _ = epochs;
             }
             Event::Calibrated { phase, thresholds } => {
                 self.once(

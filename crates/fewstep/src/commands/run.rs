@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use fewstep_iir::{Data, Recipe};
-use fewstep_torch::device;
+use fewstep_torch::{DeviceChoice, device};
 
 use crate::commands::{observe::Recorder, summary};
 use crate::config::{self, ConfigSource};
@@ -96,6 +96,8 @@ pub(crate) fn follow(
     }
     let (data, stand_in) = open_data(experiment, &recipe, source)?;
     check_plan(&recipe, &data, source)?;
+    // What was chosen for the user is part of the run: it can't go on with other data or on another device.
+    let experiment = &resolved(experiment, device, stand_in);
 
     let mut folder = RunFolder::create(
         &common.runs,
@@ -164,7 +166,9 @@ fn open_data(
     match Data::open_with(&section.spec(), &section.options(), experiment.seed) {
         Ok(data) => Ok((data, false)),
         Err(fewstep_iir::Error::Data(fewstep_datasets::Error::NotFound { .. }))
-            if recipe.limits.batches.is_some() && section.stand_in.is_some() =>
+            if recipe.limits.batches.is_some()
+                && section.path.is_none()
+                && section.stand_in.is_some() =>
         {
             let name = section.stand_in.clone().unwrap_or_default();
             super::tell(&format!(
@@ -187,6 +191,19 @@ fn open_data(
         }
         Err(e) => Err(place(source, e)),
     }
+}
+
+/// The experiment with its device and data as they are.
+fn resolved(experiment: &Experiment, device: tch::Device, stand_in: bool) -> Experiment {
+    let mut resolved = experiment.clone();
+    resolved.device = match device {
+        tch::Device::Cuda(n) => DeviceChoice::Cuda(n),
+        _ => DeviceChoice::Cpu,
+    };
+    if let (true, Some(noise)) = (stand_in, resolved.data.stand_in.take()) {
+        resolved.data.name = noise;
+    }
+    resolved
 }
 
 /// An architecture that does not fit the images is the config's fault.

@@ -50,7 +50,7 @@ pub(crate) fn write(
         "direct": report.direct,
         "energy": last.map(|s| json!({"ann_uj": s.energy.ann_uj, "snn_uj": s.energy.snn_uj, "timesteps": s.timesteps, "first_layer": s.energy.first_layer, "pool": s.energy.pool})),
         "latency_ms": {"ann": report.ann.latency_ms.median_ms, "snn": last.map(|s| s.latency_ms.median_ms), "batch": 1},
-        "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": "2.11.0"},
+        "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION},
     });
     folder.write_table(&report::to_markdown(&rows(report)))?;
     folder.write_summary(&summary)?;
