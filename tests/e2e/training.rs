@@ -78,7 +78,7 @@ fn a_quick_look_goes_through_all_stages_even_if_the_network_is_dead() {
     ]);
     assert!(
         done.stderr
-            .contains("warning: stage t2: layer `conv1` is dead"),
+            .contains("warning: stage t2: no neuron fires in the dead layers `conv1`"),
         "{}",
         done.stderr
     );

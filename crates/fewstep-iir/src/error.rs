@@ -24,7 +24,7 @@ pub enum Error {
     },
     /// The loss is no longer a number.
     #[error(
-        "stage {stage}: the loss is {loss} in epoch {epoch}, batch {batch}: {place}; lower its learning rate"
+        "stage {stage}: the loss is {loss} in epoch {epoch}, batch {batch}: {place}; lower the learning rate"
     )]
     NotFinite {
         /// `ann`, `t5`, …
@@ -40,7 +40,7 @@ pub enum Error {
     },
     /// An epoch's last step left weights that give no number.
     #[error(
-        "stage {stage}: after epoch {epoch} {place}, the validation loss is {loss}; lower its learning rate"
+        "stage {stage}: after epoch {epoch} {place}, the validation loss is {loss}; lower the learning rate"
     )]
     NotFiniteAfter {
         /// `ann`, `t5`, …

@@ -196,7 +196,8 @@ pub struct Snn {
     pub label_smoothing: f64,
     /// Learn from the artificial network's logits as well.
     pub distillation: Option<Distillation>,
-    /// Weight of a penalty on the accumulates, as a share of the dense MACs: it buys energy.
+    /// Weight of a penalty on the accumulates, as a share of the dense MACs: it buys energy. The best epoch is still the one of highest
+    /// validation accuracy; later epochs win ties.
     pub rate_penalty: f64,
 }
 
