@@ -50,6 +50,8 @@ impl From<monitor::LayerActivity> for LayerRates {
 }
 
 const BATCH: usize = 250;
+/// Images in a batch under `limits.batches`.
+const QUICK_BATCH: usize = 4;
 
 /// Runs the network over a split, or the first `limit` batches of it.
 pub(crate) fn evaluate(
@@ -80,6 +82,12 @@ pub(crate) fn evaluate(
         1
     };
     let batch = BATCH.min((100_000_000 / (pixels * timesteps)).max(1) as usize);
+    // A quick look is for the path, not for the figure.
+    let batch = if limit.is_some() {
+        batch.min(QUICK_BATCH)
+    } else {
+        batch
+    };
     let (mut correct, mut loss, mut images) = (0., 0., 0);
     for batch in data
         .evaluation(split, batch)?

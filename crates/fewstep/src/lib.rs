@@ -8,7 +8,7 @@
 //!
 //! let text = "name = \"mine\"\n[data]\nname = \"digits\"\n[snn]\ntimestep = [2, 1]\n";
 //! let error = fewstep::config::from_str::<Experiment>("mine.toml", text, &[]).unwrap_err();
-//! assert!(error.to_string().contains("did you mean `timesteps`?"), "{error}");
+//! assert!(error.to_string().contains("did you mean `snn.timesteps`?"), "{error}");
 //! ```
 
 pub mod commands;
