@@ -1,7 +1,7 @@
 //! `cargo xtask`: the front door of the workspace.
 //!
 //! It finds or installs libtorch, builds the `fewstep` binary and drives it, and runs every check that CI runs. It never
-//! depends on tch, so it builds in seconds on a machine that has nothing yet.
+//! depends on tch, so it builds in under a minute on a machine that has nothing yet.
 
 mod checkout;
 mod commands;

@@ -338,9 +338,9 @@ impl Contents {
 
     fn state(&self) -> &'static str {
         if self.summary {
-            "finished"
+            "a finished"
         } else {
-            "unfinished"
+            "an unfinished"
         }
     }
 }

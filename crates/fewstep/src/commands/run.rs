@@ -116,7 +116,8 @@ pub(crate) fn follow(
         );
     }
     let checkpoints = folder.checkpoints();
-    if folder.resumed() {
+    let resumed = folder.resumed();
+    if resumed {
         folder.rewind(fewstep_iir::epochs_done(&recipe, &checkpoints)?)?;
     }
     let mode = ProgressMode::detect(common.quiet || common.json);
@@ -131,6 +132,9 @@ pub(crate) fn follow(
         data.counts().2,
         device::name(device)
     ));
+    if common.resume && !resumed {
+        recorder.say("there was no run of that name to go on with: this is a new one");
+    }
     let report = fewstep_iir::run(&recipe, &data, &checkpoints, device, &mut recorder)?;
     let mut folder = recorder.into_folder();
     summary::write(&mut folder, experiment, &data, stand_in, device, &report)?;

@@ -19,13 +19,13 @@ pub enum RunError {
     },
     /// Somebody else's run, or an earlier one, is in the folder.
     #[error(
-        "{} already holds {} {state} run; go on with it by --resume, replace it by --force, or choose another name",
-        path.display(), if *state == "finished" { "a" } else { "an" }
+        "{} already holds {state} run; {}replace it by --force, or choose another name",
+        path.display(), if *state == "an unfinished" { "go on with it by --resume, " } else { "" }
     )]
     Exists {
         /// The run folder.
         path: PathBuf,
-        /// "finished" or "unfinished".
+        /// "a finished" or "an unfinished".
         state: &'static str,
     },
     /// A second process on one folder.

@@ -71,7 +71,7 @@ fn a_folder_that_holds_a_run_is_refused() {
     assert_snapshot!(complaint(open(root.path(), Existing::Resume), &root), @"runs/demo is in use by another process; wait for its end or choose another name");
     run.write_summary(&json!({})).unwrap();
     drop(run);
-    assert_snapshot!(complaint(open(root.path(), Existing::Refuse), &root), @"runs/demo already holds a finished run; go on with it by --resume, replace it by --force, or choose another name");
+    assert_snapshot!(complaint(open(root.path(), Existing::Refuse), &root), @"runs/demo already holds a finished run; replace it by --force, or choose another name");
     fs::remove_file(root.path().join("demo/summary.json")).unwrap();
     assert_snapshot!(complaint(open(root.path(), Existing::Refuse), &root), @"runs/demo already holds an unfinished run; go on with it by --resume, replace it by --force, or choose another name");
     fs::remove_file(root.path().join("demo/config.toml")).unwrap();
