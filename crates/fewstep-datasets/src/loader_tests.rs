@@ -1,7 +1,6 @@
 //! The loader: the same batches whatever the machine, and errors that arrive.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use ndarray::{CowArray, Ix3};
 
@@ -264,24 +263,4 @@ fn options_that_cannot_work_are_named() {
         })
         .contains("deviation is 0, expected more than 0")
     );
-}
-
-/// Not a check of speed, only of its order of magnitude: a batch of 64 must never take as long as a training step.
-#[test]
-fn a_cifar_batch_is_assembled_in_milliseconds() {
-    let images =
-        ndarray::Array4::from_shape_fn((640, 3, 32, 32), |(n, c, y, x)| (n + c + y * x) as u8);
-    let set = crate::MemoryDataset::new("m", images, vec![0; 640], vec!["a".into()]).unwrap();
-    let options = LoaderOptions {
-        batch_size: 64,
-        prefetch: 0,
-        augment: Augment::cifar(),
-        ..options()
-    };
-    let loader = Loader::new(Arc::new(set), options).unwrap();
-    let started = Instant::now();
-    assert_eq!(loader.epoch(0).count(), 10);
-    let each_ms = started.elapsed().as_secs_f64() * 100.0;
-    println!("{each_ms:.3} ms a batch");
-    assert!(each_ms < 50.0, "{each_ms} ms");
 }
