@@ -63,12 +63,7 @@ pub(crate) fn evaluate(
     mut monitor: Option<&mut Monitor>,
 ) -> Result<Evaluation> {
     let _guard = tch::no_grad_guard();
-    let options = Forward {
-        mode,
-        train: false,
-        dropout: 0.,
-        operations: false,
-    };
+    let options = Forward::evaluation(mode);
     // Large images and many timesteps would not fit in memory at once.
     let pixels = network
         .plan()
@@ -187,12 +182,7 @@ pub(crate) fn mean_rate(network: &Network, rates: &[LayerRates]) -> f64 {
 /// Wall-clock time of one forward pass of `images` `[N, …]`, per image: at most 30 samples or two seconds, after a warm-up.
 pub(crate) fn latency(network: &Network, mode: Mode, images: &Tensor) -> Result<LatencySummary> {
     let _guard = tch::no_grad_guard();
-    let options = Forward {
-        mode,
-        train: false,
-        dropout: 0.,
-        operations: false,
-    };
+    let options = Forward::evaluation(mode);
     let once = || -> Result<f64> {
         let start = Instant::now();
         // Reading a value waits for a GPU.

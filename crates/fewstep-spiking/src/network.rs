@@ -64,24 +64,24 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Evaluation as a spiking network.
-    pub fn spiking(timesteps: u32) -> Self {
+    /// Evaluation in this mode: running statistics, no dropout.
+    pub fn evaluation(mode: Mode) -> Self {
         Self {
-            mode: Mode::Spiking { timesteps },
+            mode,
             train: false,
             dropout: 0.,
             operations: false,
         }
     }
 
+    /// Evaluation as a spiking network.
+    pub fn spiking(timesteps: u32) -> Self {
+        Self::evaluation(Mode::Spiking { timesteps })
+    }
+
     /// Evaluation as an artificial network.
     pub fn analog() -> Self {
-        Self {
-            mode: Mode::Analog,
-            train: false,
-            dropout: 0.,
-            operations: false,
-        }
+        Self::evaluation(Mode::Analog)
     }
 }
 
