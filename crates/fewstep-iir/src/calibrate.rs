@@ -192,12 +192,14 @@ mod tests {
     #[test]
     fn the_scale_is_applied_once_all_thresholds_are_found() {
         let x = Tensor::rand([16, 3, 8, 8], (Kind::Float, Device::Cpu));
-        let run = |scale| {
+        // One network for both: tests that run beside this one draw from libtorch's generator as well.
+        let mut n = network(false);
+        let mut run = |scale| {
             let setting = Calibration {
                 scale: Some(scale),
                 ..Calibration::default()
             };
-            calibrate(&mut network(false), &x, &setting, 25).unwrap()
+            calibrate(&mut n, &x, &setting, 25).unwrap()
         };
         for (a, b) in run(1.).iter().zip(&run(0.5)) {
             assert!((a.threshold * 0.5 - b.threshold).abs() < 1e-6);

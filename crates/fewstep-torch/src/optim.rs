@@ -412,11 +412,10 @@ mod tests {
                 nesterov: false,
             },
         ] {
+            let grads: Vec<_> = (0..6)
+                .map(|_| Tensor::randn([5], (Kind::Float, Device::Cpu)))
+                .collect();
             let run = |resume_at: Option<usize>| {
-                tch::manual_seed(1);
-                let grads: Vec<_> = (0..6)
-                    .map(|_| Tensor::randn([5], (Kind::Float, Device::Cpu)))
-                    .collect();
                 let w = Tensor::ones([5], (Kind::Float, Device::Cpu)).set_requires_grad(true);
                 let mut o = Optimiser::new(config, group(&w)).unwrap();
                 for (i, g) in grads.iter().enumerate() {
