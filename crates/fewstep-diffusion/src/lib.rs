@@ -1,0 +1,13 @@
+//! Diffusion transformers on libtorch: noise schedules, samplers, guidance, DiT, autoencoders, loaders for published checkpoints,
+//! training. Samplers and models know nothing of caches: a DiT asks a [`dit::Reuse`] for each sub-module's output, and the plain
+//! answer is to compute it.
+
+pub mod dit;
+mod error;
+pub mod guidance;
+pub mod random;
+pub mod sampler;
+
+pub use dit::{Convention, Dit, DitConfig, Reuse, SubModule};
+pub use error::{Error, Result};
+pub use guidance::{Guidance, Guided};
