@@ -1,16 +1,22 @@
 """Reference values for Fewstep's HarmoniCa: the published training written again in plain PyTorch on a tiny DiT.
 
-Written 2026-11-23 with Python 3.11, torch 2.11.0, safetensors 0.8.0, on a CPU; under a minute. From the repository root:
+Written 2026-11-23 with Python 3.11, torch 2.11.0, safetensors 0.8.0, on a CPU; 5 seconds. From the repository root:
 
     python tests/parity/harmonica.py
 
 It writes tests/parity/harmonica.safetensors. Nothing in it comes from Fewstep, and no library's DiT, sampler or cache is
 used: only torch's tensor operations, autograd and torch.optim.AdamW. The method is that of HarmoniCa (arXiv 2410.01723)
 as its published code trains a DiT, with the paper's leave-one-out proxy beside the code's telescoping one; the rival is
-Learning-to-Cache (arXiv 2406.01733) as its published code trains. Everything runs in float32; a float64 run of the same
-code must agree (metadata `deviation`: the largest |f32 - f64| / max|f64| of each kind of tensor), no gate comes within
-MARGIN of the threshold, so 1e-4 of the largest element is a tolerance with room. Lambdas differ by orders of magnitude from
-row to row and are held to it element by element (`lambdas` in `deviation` is the largest relative error of an element).
+Learning-to-Cache (arXiv 2406.01733) as its published code trains. On the day of writing both published training loops
+(ModelTC/HarmoniCa at 5d7f78d, its cache emptied before each trajectory, and horseee/learning-to-cache at d6cc781) were run
+on these weights, latents and draws: losses and lambdas of `telescoping-mean` and `l2c` agreed within 2e-5 relative, logits
+within 3e-7.
+
+Values are computed in float64 (the timestep embedding in float32, as the official model does) and stored in float32. The
+same code in float32 throughout must agree (metadata `deviation`: the largest |f32 - f64| / max|f64| of each kind of tensor,
+at most 1e-5) and no gate comes within MARGIN of the threshold, so 1e-4 of the largest element is a tolerance with room.
+Lambdas differ by orders of magnitude from row to row and are held to it element by element (`lambdas` in `deviation`: the
+largest relative error of an element, at most 3e-5).
 
 Sizes: T = 5 sampling steps, depth 3, N = 6 sub-modules (2i attention of block i, 2i+1 its MLP), n = 2 latents, 4 channels,
 8x8, patch 2 (16 tokens), width 16, 4 heads, 10 classes (null = 10), output 8 channels. Row r of anything [T, ...] is
@@ -36,16 +42,17 @@ A case is `case/<name>/<what>`, name one of `telescoping-mean`, `leave-one-out-m
 | `lambdas` | [3,T] | in force in each trajectory: recomputed in trajectories 0 and 2 (C = 10); row T-1 is 0; `none`: ones |
 | `mse`, `penalty`, `loss` | [3,T-1] | of each update, in the order of execution (rows T-2 ... 0); penalty is before beta |
 | `logits` | [3,T-1,T,N] | the whole table after each update |
-| `x` | [K,T,2n,4,8,8] | x after each step, both halves, of the trajectories `x_trajectories` |
+| `x` | [K,T,2n,4,8,8] | x after each step, both halves, of the trajectories `x_trajectories` (none: no tensor) |
 | `infer/x0` | [2n,4,8,8] | sample with the final table: r > tau computes and writes, else the slot is used |
 | `infer/computed` | [T,N] uint8 | 1 = computed |
 
-`case/l2c/<what>`: Learning-to-Cache's training, I = 6 iterations (see l2c_case for what it does):
+`case/l2c/<what>`: Learning-to-Cache's training, I = 4 iterations (see l2c_case for what it does):
 
 | what | shape | |
 | --- | --- | --- |
 | `row` | [I] int64 | the even row that is trained in this iteration |
-| `x_start`, `noise`, `labels`, `dropped` | [I,n,4,8,8] x2, [I,n] int64, [I,n] uint8 | images (latents), noise, labels, 1 = null class instead |
+| `x_start`, `noise`, `labels` | [I,n,4,8,8] x2, [I,n] int64 | images (latents), noise, labels before dropping |
+| `dropped` | [I,n] uint8 | 1 = the null class instead of the label |
 | `x_noisy`, `x_next` | [I,n,4,8,8] | input at row + 1; its DDIM step, which is the input at `row` |
 | `mse`, `penalty`, `loss`, `logits` | [I] x3, [I,T,N] | as above |
 | `infer/x0`, `infer/computed` | | guided sample with the even-row rule: odd rows empty the cache and compute everything |
@@ -53,8 +60,8 @@ A case is `case/<name>/<what>`, name one of `telescoping-mean`, `leave-one-out-m
 `adamw/...`: a row whose gradients are of the size of Adam's eps (the published beta is 7e-8): `initial` [6], `grads` [8,6],
 `after` [8,6] (lr 0.01, betas 0.9 and 0.999, eps 1e-8, no decay, clamp to +-5).
 
-The metadata key `fewstep` is JSON: versions, date, seed, constants, `cases`, MACs and weights of the sub-modules, `deviation`,
-`utilisation` (reused cells / (T*N)) of each inference table.
+The metadata key `fewstep` is JSON: version, date, seed, constants, `cases`, MACs and weights of the sub-modules,
+`deviation`, `utilisation` (reused cells / (T*N)) of each inference table.
 """
 
 import json
@@ -66,13 +73,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 OUT = pathlib.Path(__file__).with_suffix(".safetensors")
-DATE, SEED = "2026-11-23", 11
+DATE, SEED = "2026-11-23", 21  # chosen: float32 resolves the last row's lambda, and the cases end in different tables
 DEPTH, WIDTH, HEADS, PATCH, SIZE, CHANNELS, CLASSES = 3, 16, 4, 2, 8, 4, 10
 TOKENS, SUBMODULES = (SIZE // PATCH) ** 2, 2 * DEPTH
 STEPS, LATENTS, TRAJECTORIES, REFRESH = 5, 2, 3, 10  # REFRESH: C, counted in iterations, T of them a trajectory
 GUIDANCE, TAU, LR, CLAMP, PINNED = 1.5, 0.1, 0.01, 5.0, 5.0
 MARGIN = 2e-4  # no gate may come this near to tau: rounding must not decide a write
-L2C_ROWS = [2, 0, 0, 2, 2, 0]
+L2C_ROWS = [2, 0, 0, 2]
 
 # ------------------------------------------------------------------------------------------------------------- diffusion
 
@@ -121,10 +128,10 @@ def make_weights(seed: int) -> dict[str, torch.Tensor]:
         out[f"{name}.bias"] = torch.randn(fan_out, generator=g) * bias
 
     patch = CHANNELS * PATCH**2
-    linear("x_embedder.proj", WIDTH, patch, 1.0, shape=(WIDTH, CHANNELS, PATCH, PATCH))
+    linear("x_embedder.proj", WIDTH, patch, 0.15, shape=(WIDTH, CHANNELS, PATCH, PATCH))
     linear("t_embedder.mlp.0", WIDTH, 256, 1.0)
     linear("t_embedder.mlp.2", WIDTH, WIDTH, 1.5)
-    out["y_embedder.embedding_table.weight"] = torch.randn(CLASSES + 1, WIDTH, generator=g)
+    out["y_embedder.embedding_table.weight"] = torch.randn(CLASSES + 1, WIDTH, generator=g) * 0.3
     for i in range(DEPTH):
         linear(f"blocks.{i}.adaLN_modulation.1", 6 * WIDTH, WIDTH, 0.8, bias=0.4)
         linear(f"blocks.{i}.attn.qkv", 3 * WIDTH, WIDTH, 1.2)
@@ -191,9 +198,9 @@ class Dit:
         return F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
 
     def condition(self, timestep, labels):
-        freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=self.dtype) / 128)
-        angle = timestep * freqs
-        t = torch.cat([angle.cos(), angle.sin()])[None]
+        # Always in float32, as in the official model: at t = 999 the angle is rounded to 3e-5.
+        angle = timestep * torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
+        t = torch.cat([angle.cos(), angle.sin()])[None].to(self.dtype)
         t = self.linear("t_embedder.mlp.2", F.silu(self.linear("t_embedder.mlp.0", t)))
         return F.silu(t + self.w["y_embedder.embedding_table.weight"][labels])
 
@@ -348,9 +355,9 @@ def l2c_case(model, data, beta):
     """Learning-to-Cache's training, as its published code does it.
 
     Needs images; every iteration is on its own, there is no trajectory. One k in 0 .. T//2 - 1 is drawn for the whole
-    batch: row 2k + 1 is computed and fills the cache, row 2k is the one that may reuse and is trained. Labels are dropped to the
-    null class with probability 0.1, one draw shared by the iteration's three forwards. There is no guidance: the batch is
-    not doubled and the output is the bare network's.
+    batch: row 2k + 1 is computed and fills the cache, row 2k is the one that may reuse and is trained. Labels are dropped
+    to the null class with probability 0.1, one draw shared by the iteration's three forwards. There is no guidance: the
+    batch is not doubled and the output is the bare network's.
       1. x_noisy = q(x_start, row 2k + 1), the respaced schedule; the full model at 2k + 1 fills every slot (empty before).
       2. x_next = DDIM step (eta 0, nothing clipped) of that output: the input at row 2k.
       3. teacher: full model at x_next. student: soft mix of all sub-modules with the slots by r = sigmoid(logits[2k]).
@@ -398,24 +405,38 @@ def adamw_at_eps(dtype):
 # ----------------------------------------------------------------------------------------------------------- the fixture
 
 
-def make_data(seed):
+def start_noise(weights, labels, g):
+    """x_T near the point where the network's eps is x_T itself.
+
+    The first step multiplies x_T - eps by 157. A random network knows nothing of x_T, and with latents in the hundreds
+    float32 would drown what the last rows do to x0.
+    """
+    model, x = Dit(weights, torch.float64), torch.zeros(len(labels), CHANNELS, SIZE, SIZE, dtype=torch.float64)
+    for _ in range(50):
+        x = model.guided(torch.cat([x, x]), STEPS - 1, labels)[: len(labels), :CHANNELS]
+    return x.float() + 0.1 * torch.randn(x.shape, generator=g)
+
+
+def make_data(weights, seed):
     g = torch.Generator().manual_seed(seed)
     latent = (CHANNELS, SIZE, SIZE)
+    labels = torch.randint(CLASSES, (TRAJECTORIES, LATENTS), generator=g)
+    infer_labels = torch.tensor([3, 7])
     logits = torch.randn(STEPS, SUBMODULES, generator=g)
-    # r below tau from the start in several rows, one that sinks below it in training, one that meets the clamp
-    for (row, k), value in {(0, 1): -3.5, (1, 0): -2.9, (2, 3): -3.2, (3, 4): -2.19, (3, 1): -2.6, (1, 5): -4.985}.items():
+    # r below tau from the start in several rows, one that training lifts over it, one that meets the clamp
+    for (row, k), value in {(0, 1): -3.5, (1, 0): -2.9, (2, 3): -3.2, (3, 1): -2.6, (2, 1): -2.2022, (1, 5): -4.985}.items():
         logits[row, k] = value
     logits[STEPS - 1] = PINNED
     iterations = len(L2C_ROWS)
     smooth = F.avg_pool2d(torch.randn(iterations * LATENTS, *latent, generator=g), 3, 1, 1) * 2.0
     dropped = torch.zeros(iterations, LATENTS, dtype=torch.uint8)
-    dropped[1, 0] = dropped[4, 1] = 1  # at 0.1 the draw would leave most of these fixtures without a dropped label
+    dropped[1, 0] = dropped[3, 1] = 1  # at 0.1 the draw would leave most of these fixtures without a dropped label
     return {
         "initial/logits": logits,
-        "train/noise": torch.randn(TRAJECTORIES, LATENTS, *latent, generator=g),
-        "train/labels": torch.randint(CLASSES, (TRAJECTORIES, LATENTS), generator=g),
-        "infer/noise": torch.randn(LATENTS, *latent, generator=g),
-        "infer/labels": torch.tensor([3, 7]),
+        "train/noise": start_noise(weights, labels.flatten(), g).unflatten(0, labels.shape),
+        "train/labels": labels,
+        "infer/noise": start_noise(weights, infer_labels, g),
+        "infer/labels": infer_labels,
         "l2c/x_start": smooth.view(iterations, LATENTS, *latent),
         "l2c/noise": torch.randn(iterations, LATENTS, *latent, generator=g),
         "l2c/labels": torch.randint(CLASSES, (iterations, LATENTS), generator=g),
@@ -432,13 +453,13 @@ def macs():
 
 ONES = torch.ones(SUBMODULES, dtype=torch.float64)
 CASES = {
-    "telescoping-mean": dict(proxy="telescoping", reduction="mean", beta=1e-3, penalty="count"),
-    "leave-one-out-mean": dict(proxy="leave-one-out", reduction="mean", beta=1e-3, penalty="count"),
-    "leave-one-out-sum": dict(proxy="leave-one-out", reduction="sum", beta=1.0, penalty="count"),
-    "none": dict(proxy="none", reduction="mean", beta=1e-3, penalty="count"),
-    "telescoping-mean-macs": dict(proxy="telescoping", reduction="mean", beta=1e-3, penalty="macs"),
+    "telescoping-mean": dict(proxy="telescoping", reduction="mean", beta=1e-2, penalty="count"),
+    "leave-one-out-mean": dict(proxy="leave-one-out", reduction="mean", beta=1e-2, penalty="count"),
+    "leave-one-out-sum": dict(proxy="leave-one-out", reduction="sum", beta=10.0, penalty="count"),
+    "none": dict(proxy="none", reduction="mean", beta=1e-2, penalty="count"),
+    "telescoping-mean-macs": dict(proxy="telescoping", reduction="mean", beta=1e-2, penalty="macs"),
 }
-L2C_BETA = 1e-3
+L2C_BETA = 1e-2
 
 
 def compute(weights, raw, dtype):
@@ -454,10 +475,10 @@ def compute(weights, raw, dtype):
     for name, case in CASES.items():
         weighting = macs() / macs().mean() if case["penalty"] == "macs" else ONES
         values, table = train(model, data, case["proxy"], case["reduction"], case["beta"], weighting)
-        case["x_trajectories"] = [0, 1, 2] if name == "telescoping-mean" else [2]
+        case["x_trajectories"] = {"telescoping-mean": [0, 2], "leave-one-out-sum": []}.get(name, [2])  # for the file's size
         values["x"] = values["x"][case["x_trajectories"]]
         values |= infer(model, data, table.gates())
-        out |= {f"case/{name}/{key}": value for key, value in values.items()}
+        out |= {f"case/{name}/{key}": value for key, value in values.items() if value.numel()}
     values, table = l2c_case(model, data, L2C_BETA)
     values |= infer(model, data, table.gates(), even_rows_only=True)
     out |= {f"case/l2c/{key}": value for key, value in values.items()}
@@ -484,24 +505,28 @@ def check(single, double):
 
 def main():
     torch.set_num_threads(1)
-    weights, raw = make_weights(SEED), make_data(SEED + 1)
+    weights = make_weights(SEED)
+    raw = make_data(weights, SEED + 1)
     single, double = compute(weights, raw, torch.float32), compute(weights, raw, torch.float64)
     deviation = check(single, double)
-    assert max(deviation.values()) < 3e-5, deviation
+    assert all(value < (3e-5 if kind == "lambdas" else 1e-5) for kind, value in deviation.items()), deviation
     tensors = {f"model/{key}": value for key, value in weights.items()}
     tensors |= {key.replace("l2c/", "case/l2c/"): value for key, value in raw.items()}
-    tensors |= {"timesteps": torch.tensor(TIMESTEPS), "alphas_cumprod": ALPHAS} | single
+    tensors |= {"timesteps": torch.tensor(TIMESTEPS), "alphas_cumprod": ALPHAS}
+    tensors |= {k: v.float() if v.is_floating_point() else v for k, v in double.items()}
     meta = {
         "made_by": "tests/parity/harmonica.py", "date": DATE, "torch": torch.__version__, "seed": SEED,
         "steps": STEPS, "depth": DEPTH, "width": WIDTH, "heads": HEADS, "patch": PATCH, "size": SIZE, "channels": CHANNELS,
         "classes": CLASSES, "guidance": GUIDANCE, "guided_channels": 3, "tau": TAU, "lr": LR, "clamp": CLAMP, "c": REFRESH,
         "refreshed_in": [0, 2], "macs": macs().tolist(), "mac_weights": (macs() / macs().mean()).tolist(),
         "cases": CASES | {"l2c": {"beta": L2C_BETA}}, "deviation": deviation,
-        "utilisation": {k.split("/")[1]: f"{int((v == 0).sum())}/{v.numel()}" for k, v in single.items() if k.endswith("computed")},
+        "utilisation": {
+            key.split("/")[1]: f"{int((value == 0).sum())}/{value.numel()}"
+            for key, value in double.items() if key.endswith("computed")
+        },
     }
     save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, OUT, {"fewstep": json.dumps(meta)})
     print(json.dumps({k: meta[k] for k in ("deviation", "utilisation")}, indent=1), OUT.stat().st_size)
-    return tensors
 
 
 if __name__ == "__main__":

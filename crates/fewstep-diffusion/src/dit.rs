@@ -61,6 +61,11 @@ pub trait Reuse {
         let _ = call;
     }
 
+    /// Called before the sub-modules of each forward pass, with the number of samples in it.
+    fn batch(&mut self, samples: i64) {
+        let _ = samples;
+    }
+
     /// # Errors
     /// Of `compute`, or of what takes its place.
     fn run(
@@ -164,9 +169,7 @@ impl Dit {
 
     /// All weights zero, to be filled.
     fn empty(config: &DitConfig) -> Result<Self> {
-        config
-            .validate()
-            .map_err(|(option, reason)| Error::option(option, reason, "another"))?;
+        config.validate().map_err(Error::setting)?;
         let c = config;
         let (width, hidden) = (c.width, c.hidden());
         let linear = |out: i64, inputs: i64| -> Result<Linear> {
@@ -304,7 +307,8 @@ impl Dit {
             *t = t.f_to_device(device)?.f_to_kind(kind)?;
             Ok(())
         };
-        let mut linear = |l: &mut Linear| convert(&mut l.weight).and_then(|()| convert(&mut l.bias));
+        let mut linear =
+            |l: &mut Linear| convert(&mut l.weight).and_then(|()| convert(&mut l.bias));
         linear(&mut self.patch)?;
         self.timestep.iter_mut().try_for_each(&mut linear)?;
         for b in &mut self.blocks {
@@ -331,7 +335,8 @@ impl Dit {
     /// The file can't be written; what stood there before stays.
     pub fn save(&self, path: &Path, kind: Kind) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        let mut file = Checkpoint::new().with_string("dit", serde_json::json!(self.config).to_string());
+        let mut file =
+            Checkpoint::new().with_string("dit", serde_json::json!(self.config).to_string());
         for (name, t) in self.parameters() {
             file = file.with(name, &t.f_detach()?.f_to_kind(kind)?);
         }
@@ -353,7 +358,9 @@ impl Dit {
             reason,
         };
         let config = file.string("dit").ok_or_else(|| {
-            error("expected a DiT saved by fewstep, found no entry `dit` in its string table".into())
+            error(
+                "expected a DiT saved by fewstep, found no entry `dit` in its string table".into(),
+            )
         })?;
         let config: DitConfig = serde_json::from_str(config)
             .map_err(|e| error(format!("the entry `dit` describes no DiT: {e}")))?;
@@ -376,7 +383,10 @@ impl Dit {
             t.f_copy_data(&mut numbers, t.numel())?;
             numbers.iter().for_each(|n| hash.update(n.to_le_bytes()));
         }
-        Ok(hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hash.finalize()[..8]
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect())
     }
 
     /// Tokens and modulations for latents `x` `[N, C, H, W]`, timesteps `t` `[N]` (float) and labels `y` `[N]`, where the number
@@ -437,6 +447,7 @@ impl Dit {
     pub fn run(&self, prepared: &Prepared, reuse: &mut dyn Reuse) -> Result<Tensor> {
         let c = &self.config;
         let mut x = prepared.tokens.shallow_clone();
+        reuse.batch(x.size()[0]);
         for (index, m) in prepared.modules.iter().enumerate() {
             let module = SubModule::at(index);
             let block = &self.blocks[module.block];
@@ -455,8 +466,10 @@ impl Dit {
         let (n, g, p) = (x.size()[0], c.input_size / c.patch, c.patch);
         let x = x.f_view([n, g, g, p, p, c.output_channels()])?;
         let x = x.f_permute([0, 5, 1, 3, 2, 4])?;
-        Ok(x.f_reshape([n, c.output_channels(), c.input_size, c.input_size])?
-            .f_to_kind(Kind::Float)?)
+        Ok(
+            x.f_reshape([n, c.output_channels(), c.input_size, c.input_size])?
+                .f_to_kind(Kind::Float)?,
+        )
     }
 
     /// [`prepare`](Self::prepare) and [`run`](Self::run).

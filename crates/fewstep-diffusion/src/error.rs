@@ -18,6 +18,14 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// What a `validate` found wrong.
+    #[error("{option}: {reason}")]
+    Setting {
+        /// The option's name.
+        option: &'static str,
+        /// A clause that says what was expected and found.
+        reason: String,
+    },
     /// A tensor of another shape than it must have.
     #[error("{what}: expected {expected}, found {found:?}")]
     Shape {
@@ -50,6 +58,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// What a `validate` returns, as an error.
+    pub(crate) fn setting((option, reason): (&'static str, String)) -> Self {
+        Self::Setting { option, reason }
+    }
+
     pub(crate) fn option(
         option: &'static str,
         expected: impl Into<String>,

@@ -51,7 +51,7 @@ impl Guidance {
             return Err(("channels", format!("expected at least 1, found {found}")));
         }
         if let Some([from, to]) = self.interval
-            && !(from <= to)
+            && (from > to || from.is_nan() || to.is_nan())
         {
             let message = format!("expected two numbers in rising order, found {from} and {to}");
             return Err(("interval", message));
@@ -121,9 +121,7 @@ impl<'a> Guided<'a> {
         reuse: &'a mut dyn Reuse,
     ) -> Result<Self> {
         let config = dit.config();
-        guidance
-            .validate()
-            .map_err(|(key, reason)| Error::option(key, reason, "another"))?;
+        guidance.validate().map_err(Error::setting)?;
         if guidance.scale != 1. && config.label_rows() == config.classes {
             return Err(Error::option(
                 "scale",
@@ -164,6 +162,9 @@ impl Denoiser for Guided<'_> {
         let output = self
             .dit
             .forward(&both, &time(2 * n)?, &self.both, self.reuse)?;
-        Ok(self.guidance.combine(self.dit, &output)?.f_narrow(0, 0, n)?)
+        Ok(self
+            .guidance
+            .combine(self.dit, &output)?
+            .f_narrow(0, 0, n)?)
     }
 }

@@ -5,9 +5,14 @@
 pub mod dit;
 mod error;
 pub mod guidance;
+pub mod load;
+pub mod noise;
 pub mod random;
 pub mod sampler;
+pub mod train;
 
 pub use dit::{Convention, Dit, DitConfig, Reuse, SubModule};
 pub use error::{Error, Result};
 pub use guidance::{Guidance, Guided};
+pub use noise::{BetaSchedule, NoiseSchedule};
+pub use sampler::SamplerOptions;

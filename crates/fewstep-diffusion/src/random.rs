@@ -48,7 +48,10 @@ pub fn normal(rng: &mut ChaCha8Rng, shape: &[i64]) -> Result<Tensor> {
 pub fn uniform(rng: &mut ChaCha8Rng, shape: &[i64], bound: f64) -> Result<Tensor> {
     let n = shape.iter().product::<i64>().max(0) as usize;
     let one = || ((rng.next_u32() >> 8) as f64 / f64::from(1 << 23) - 1.) * bound;
-    let numbers: Vec<f32> = std::iter::repeat_with(one).take(n).map(|v| v as f32).collect();
+    let numbers: Vec<f32> = std::iter::repeat_with(one)
+        .take(n)
+        .map(|v| v as f32)
+        .collect();
     Ok(Tensor::f_from_slice(&numbers)?.f_view(shape)?)
 }
 

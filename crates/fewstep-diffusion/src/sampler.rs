@@ -1,18 +1,36 @@
 //! Samplers: each turns what a denoiser says at one timestep into the next latents, and knows of nothing else.
+//!
+//! Latents are `[N, C, …]`; a denoiser's output has C channels, or 2C where it also says a variance (only `iddpm` reads it).
+//! Coefficients are computed in f64 when a sampler is built; latents keep their kind, and no step waits for the device.
+
+mod ddim;
+mod ddpm;
+mod dpm_solver;
+mod flow;
+mod options;
+mod prediction;
 
 use tch::Tensor;
 
-use crate::Result;
+use crate::noise::NoiseSchedule;
 use crate::random::NoiseSource;
+use crate::{Error, Result};
+
+pub use ddim::Ddim;
+pub use ddpm::{Ddpm, Variance};
+pub use dpm_solver::DpmSolver;
+pub use flow::Flow;
+pub use options::{SamplerName, SamplerOptions};
+pub use prediction::Prediction;
 
 /// One call of the denoiser.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Call {
     /// Place in the order of execution, from 0.
     pub index: usize,
-    /// Place in the ascending order of timesteps: the last call is row 0. Rows of a cache plan are counted like this.
+    /// Place counted from the end: the last call, with the least noise, is row 0. Rows of a cache plan are counted like this.
     pub row: usize,
-    /// What the model is told: a timestep from 0 to 999, or a time from 0 to 1 for flow matching.
+    /// What the model is told: a timestep from 0 to 999, or for flow matching a time from 0 (noise) to 1 (image).
     pub timestep: f64,
 }
 
@@ -80,4 +98,24 @@ pub fn sample(
         watch(&call, &x)?;
     }
     Ok(x)
+}
+
+/// ᾱ before each call over these ascending timesteps, and 1 for after the last.
+fn levels(schedule: &NoiseSchedule, timesteps: &[usize]) -> Result<Vec<f64>> {
+    let known = schedule.alphas_cumprod();
+    let ascending = timesteps.is_sorted_by(|a, b| a < b);
+    if !ascending || timesteps.last().is_none_or(|&t| t >= known.len()) {
+        return Err(Error::option(
+            "timesteps",
+            format!("ascending timesteps below {}", known.len()),
+            format!("{timesteps:?}"),
+        ));
+    }
+    let levels = timesteps.iter().rev().map(|&t| known[t]);
+    Ok(levels.chain([1.]).collect())
+}
+
+/// Timesteps in the order of execution.
+fn descending(timesteps: &[usize]) -> Vec<f64> {
+    timesteps.iter().rev().map(|&t| t as f64).collect()
 }

@@ -1,4 +1,5 @@
-//! Accuracy, operation counts, energy and latency of artificial and spiking networks. No libtorch.
+//! Accuracy, operation counts, energy and latency of artificial and spiking networks, and the Fréchet distance between
+//! sets of features. No libtorch.
 //!
 //! Everything here takes plain numbers and slices and gives back plain structs that serialise with units in their key names.
 //! The crate knows nothing of tensors, networks, files or the runners: whoever has a network describes it as a list of
@@ -21,6 +22,7 @@
 mod accuracy;
 mod energy;
 mod error;
+mod frechet;
 mod latency;
 
 pub use accuracy::{ConfusionMatrix, Logits};
@@ -29,4 +31,5 @@ pub use energy::{
     LayerOps, PoolConvention,
 };
 pub use error::MetricsError;
+pub use frechet::{FeatureStatistics, FrechetError, frechet_distance};
 pub use latency::{LatencyReport, LatencySummary};

@@ -1,5 +1,6 @@
 //! Everything that is about libtorch itself, so that no other crate has to know it: opening the CUDA part at run time,
-//! choosing a device, seeds, checkpoints, optimisers whose state can be saved, and the fused operators written in C++.
+//! choosing a device, seeds, checkpoints, files of `torch.save`, optimisers whose state can be saved, and the fused
+//! operators written in C++.
 //!
 //! This crate knows nothing of networks, data sets or configs.
 //!
@@ -23,6 +24,7 @@ mod library;
 pub mod ops;
 pub mod optim;
 pub mod seed;
+pub mod torch_file;
 
 /// The libtorch that tch 0.24 is made for; its build refuses any other.
 pub const LIBTORCH_VERSION: &str = "2.11.0";

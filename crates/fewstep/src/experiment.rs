@@ -1,5 +1,7 @@
 //! A config file as a struct.
 
+mod dit;
+
 use std::path::PathBuf;
 
 use fewstep_datasets::{Augment, DataSpec, FolderOptions};
@@ -10,6 +12,8 @@ use fewstep_spiking::NeuronOptions;
 use fewstep_torch::DeviceChoice;
 use serde::{Deserialize, Serialize};
 
+pub use dit::{DitExperiment, DitSection, Precision};
+
 /// What a config describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -17,9 +21,20 @@ pub enum Method {
     /// IIR-SNN: artificial network, conversion, stages down to one timestep.
     #[default]
     IirSnn,
+    /// Trains a diffusion transformer on images: [`DitExperiment`].
+    Dit,
+    /// Learns what a diffusion transformer may skip, and compares ways to skip: [`HarmonicaExperiment`].
+    Harmonica,
 }
 
-/// An experiment. Whatever a config leaves out has the published value.
+/// The one key that is read before it is known what the others are.
+#[derive(Debug, Deserialize)]
+pub(crate) struct MethodOnly {
+    #[serde(default)]
+    pub(crate) method: Method,
+}
+
+/// An IIR-SNN experiment. Whatever a config leaves out has the published value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {

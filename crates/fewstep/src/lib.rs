@@ -14,8 +14,10 @@
 pub mod commands;
 pub mod config;
 pub mod experiment;
+pub mod images;
 pub mod plot;
 pub mod progress;
 pub mod report;
 pub mod run;
+pub mod sampling;
 mod tensorboard;

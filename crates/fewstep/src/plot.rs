@@ -8,16 +8,30 @@ mod accuracy;
 mod axes;
 mod canvas;
 mod energy;
+mod learning;
+mod log_axis;
+mod looks;
 mod loss;
+mod plan;
 mod rates;
+mod side_by_side;
+mod step_error;
+mod tradeoff;
 
+#[cfg(test)]
+mod sampling_tests;
 #[cfg(test)]
 mod tests;
 
 pub use accuracy::{AccuracyPlot, StagePoint, accuracy_over_timesteps};
 pub use energy::{EnergyBar, EnergyPlot, energy_bars};
+pub use learning::{LearningPlot, LearningPoint, learning};
 pub use loss::{EpochPoint, LossPlot, loss_curves};
+pub use plan::{PlanCells, PlanPlot, plan_heatmap};
 pub use rates::{SpikeRatePlot, SpikeRateStage, spike_rates};
+pub use side_by_side::{CaptionedImages, SideBySidePlot, side_by_side};
+pub use step_error::{StepErrorPlot, StepErrors, error_per_step};
+pub use tradeoff::{Speed, TradeoffPlot, TradeoffPoint, speed_against_quality};
 
 /// Why there is no plot.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +56,21 @@ pub enum PlotError {
         /// The number of rates.
         found: usize,
     },
+    /// A table or list of another size than the one it belongs to.
+    #[error("the plot of {plot}: expected {expected} {what}, found {found}")]
+    Count {
+        /// What the plot is of.
+        plot: &'static str,
+        /// What was counted, with its place.
+        what: String,
+        /// How many there should be.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// Images that cannot be laid out.
+    #[error("the plot of images: {0}")]
+    Images(#[from] crate::images::ImagesError),
     /// The font that is compiled in cannot be read.
     #[error("the font for plots cannot be read: {0}")]
     Font(#[from] ab_glyph::InvalidFont),

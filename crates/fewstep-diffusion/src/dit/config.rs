@@ -140,7 +140,10 @@ impl DitConfig {
         }
         let divides = |key, of: i64, what: &str, by: i64| match of % by {
             0 => Ok(()),
-            _ => Err((key, format!("expected a divisor of the {what} {of}, found {by}"))),
+            _ => Err((
+                key,
+                format!("expected a divisor of the {what} {of}, found {by}"),
+            )),
         };
         divides("patch", self.input_size, "input size", self.patch)?;
         divides("heads", self.width, "width", self.heads)?;
@@ -150,7 +153,10 @@ impl DitConfig {
         }
         if !(self.mlp_ratio > 0. && self.mlp_ratio <= 64.) {
             let found = self.mlp_ratio;
-            return Err(("mlp_ratio", format!("expected above 0 to 64, found {found}")));
+            return Err((
+                "mlp_ratio",
+                format!("expected above 0 to 64, found {found}"),
+            ));
         }
         if !(0. ..1.).contains(&self.class_dropout) {
             let found = self.class_dropout;

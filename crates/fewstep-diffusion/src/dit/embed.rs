@@ -35,8 +35,7 @@ pub(super) fn position(config: &DitConfig) -> Result<Tensor> {
     for row in 0..g {
         for column in 0..g {
             for place in [column, row] {
-                let angle =
-                    |i: i64| place as f64 / 10_000f64.powf(i as f64 / quarter as f64);
+                let angle = |i: i64| place as f64 / 10_000f64.powf(i as f64 / quarter as f64);
                 all.extend((0..quarter).map(|i| angle(i).sin() as f32));
                 all.extend((0..quarter).map(|i| angle(i).cos() as f32));
             }

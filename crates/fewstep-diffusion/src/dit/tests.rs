@@ -23,7 +23,10 @@ fn published_shapes_have_the_published_counts() {
     assert!((macs.total() as f64 / 1e9 - 118.6).abs() < 0.1);
     for (name, millions) in [("S/2", 33), ("B/4", 130), ("L/8", 459)] {
         let found = DitConfig::named(name, 32, 4).unwrap().parameters();
-        assert!((found as f64 / 1e6 - f64::from(millions)).abs() < 1.5, "{name}: {found}");
+        assert!(
+            (found as f64 / 1e6 - f64::from(millions)).abs() < 1.5,
+            "{name}: {found}"
+        );
     }
     assert!(DitConfig::named("DiT-M/2", 32, 4).is_none());
 }
@@ -69,6 +72,17 @@ fn latents_of_another_size_and_impossible_shapes_are_refused_in_words() {
         e.unwrap_err().to_string(),
         "latents: expected [N, 4, 8, 8], found [1, 4, 6, 6]"
     );
-    let e = DitConfig { heads: 5, ..small() }.validate().unwrap_err();
-    assert_eq!(e, ("heads", "expected a divisor of the width 24, found 5".into()));
+    let e = DitConfig {
+        heads: 5,
+        ..small()
+    }
+    .validate()
+    .unwrap_err();
+    assert_eq!(
+        e,
+        (
+            "heads",
+            "expected a divisor of the width 24, found 5".into()
+        )
+    );
 }

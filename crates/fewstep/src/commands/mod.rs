@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write, stderr, stdout};
 pub mod bench;
 pub mod data;
 pub mod demo;
+mod dit;
 mod observe;
 pub mod run;
 mod summary;

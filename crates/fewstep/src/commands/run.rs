@@ -8,8 +8,8 @@ use fewstep_iir::{Data, Recipe};
 use fewstep_torch::{DeviceChoice, device};
 
 use crate::commands::{observe::Recorder, summary};
-use crate::config::{self, ConfigSource};
-use crate::experiment::Experiment;
+use crate::config::ConfigSource;
+use crate::experiment::{Experiment, Method, MethodOnly};
 use crate::progress::ProgressMode;
 use crate::run::{Existing, RunError, RunFolder};
 
@@ -72,9 +72,65 @@ impl Common {
 /// # Errors
 /// The config, the data, the folder or the training is at fault; one sentence.
 pub fn run(options: &Options) -> Result<()> {
-    let (experiment, source) =
-        config::load_with_source::<Experiment>(&options.config, &options.common.overrides())?;
-    follow(&experiment, &source, &options.common)
+    let common = &options.common;
+    let source = ConfigSource::read(&options.config, &common.overrides())?;
+    follow_any(&source, common)
+}
+
+/// Runs whatever `source` describes.
+pub(crate) fn follow_any(source: &ConfigSource, common: &Common) -> Result<()> {
+    match source.deserialize::<MethodOnly>()?.method {
+        Method::IirSnn => follow(&source.deserialize()?, source, common),
+        Method::Dit => super::dit::follow(&source.deserialize()?, source, common),
+        Method::Harmonica => bail!("later"),
+    }
+}
+
+/// The device and threads that a config asks for.
+pub(crate) fn set_up(
+    device: DeviceChoice,
+    threads: Option<u32>,
+    source: &ConfigSource,
+) -> Result<tch::Device> {
+    let device = device::resolve(device)?;
+    if let Some(threads) = threads {
+        if !(1..=1024).contains(&threads) {
+            let message = format!("expected 1 to 1024, found {threads}");
+            return Err(source.invalid("threads", message).into());
+        }
+        tch::set_num_threads(i32::try_from(threads)?);
+    }
+    Ok(device)
+}
+
+/// A device as a config names it.
+pub(crate) fn device_choice(device: tch::Device) -> DeviceChoice {
+    match device {
+        tch::Device::Cuda(n) => DeviceChoice::Cuda(n),
+        _ => DeviceChoice::Cpu,
+    }
+}
+
+/// The run folder of a config whose device and data are resolved.
+pub(crate) fn open_folder(
+    common: &Common,
+    name: &str,
+    experiment: &impl serde::Serialize,
+    source: &ConfigSource,
+) -> Result<RunFolder> {
+    let folder = RunFolder::create(&common.runs, name, experiment, common.existing()).map_err(
+        |e| match e {
+            RunError::Name { .. } => source.invalid("name", e.to_string()).into(),
+            other => anyhow::Error::from(other),
+        },
+    )?;
+    if folder.finished() && common.resume {
+        bail!(
+            "{} is finished; its figures are in summary.json (--force starts anew)",
+            folder.path("").display()
+        );
+    }
+    Ok(folder)
 }
 
 /// Runs an experiment that was read from `source`.
@@ -86,35 +142,13 @@ pub(crate) fn follow(
     let recipe = experiment.recipe();
     // Everything that can be wrong with the config is said before a folder is made.
     recipe.validate().map_err(|e| place(source, e))?;
-    let device = device::resolve(experiment.device)?;
-    if let Some(threads) = experiment.threads {
-        if !(1..=1024).contains(&threads) {
-            let message = format!("expected 1 to 1024, found {threads}");
-            return Err(source.invalid("threads", message).into());
-        }
-        tch::set_num_threads(i32::try_from(threads)?);
-    }
+    let device = set_up(experiment.device, experiment.threads, source)?;
     let (data, stand_in) = open_data(experiment, &recipe, source)?;
     check_plan(&recipe, &data, source)?;
     // What was chosen for the user is part of the run: it can't go on with other data or on another device.
     let experiment = &resolved(experiment, device, stand_in);
 
-    let mut folder = RunFolder::create(
-        &common.runs,
-        &experiment.name,
-        experiment,
-        common.existing(),
-    )
-    .map_err(|e| match e {
-        RunError::Name { .. } => source.invalid("name", e.to_string()).into(),
-        other => anyhow::Error::from(other),
-    })?;
-    if folder.finished() && common.resume {
-        bail!(
-            "{} is finished; its figures are in summary.json (--force starts anew)",
-            folder.path("").display()
-        );
-    }
+    let mut folder = open_folder(common, &experiment.name, experiment, source)?;
     let checkpoints = folder.checkpoints();
     let resumed = folder.resumed();
     if resumed {
@@ -200,10 +234,7 @@ fn open_data(
 /// The experiment with its device and data as they are.
 fn resolved(experiment: &Experiment, device: tch::Device, stand_in: bool) -> Experiment {
     let mut resolved = experiment.clone();
-    resolved.device = match device {
-        tch::Device::Cuda(n) => DeviceChoice::Cuda(n),
-        _ => DeviceChoice::Cpu,
-    };
+    resolved.device = device_choice(device);
     if let (true, Some(noise)) = (stand_in, resolved.data.stand_in.take()) {
         resolved.data.name = noise;
     }

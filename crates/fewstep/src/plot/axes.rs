@@ -110,14 +110,27 @@ impl Frame {
         axis: &Axis,
         name: &str,
     ) -> Result<(), PlotError> {
+        let ticks = axis.ticks().into_iter();
+        let labels: Vec<_> = ticks
+            .map(|tick| (axis.share(tick), axis.label(tick)))
+            .collect();
+        self.draw_y_labels(canvas, &labels, name)
+    }
+
+    /// As [`Frame::draw_y`], with labels at shares of the height.
+    pub(super) fn draw_y_labels(
+        &self,
+        canvas: &Canvas<'_>,
+        labels: &[(f64, String)],
+        name: &str,
+    ) -> Result<(), PlotError> {
         let look = TextLook::new(TICK_SIZE).colour(GREY).align(Align::Right);
         let mut widest = 0.0_f64;
-        for tick in axis.ticks() {
-            let y = self.y(axis.share(tick));
+        for (share, label) in labels {
+            let y = self.y(*share);
             canvas.line(&[(self.left, y), (self.right, y)], PALE, 1.0)?;
-            let label = axis.label(tick);
-            widest = widest.max(canvas.width(&label, look));
-            canvas.text((self.left - 8.0, y), &label, look)?;
+            widest = widest.max(canvas.width(label, look));
+            canvas.text((self.left - 8.0, y), label, look)?;
         }
         let middle = (self.top + self.bottom) / 2.0;
         let name_look = TextLook::new(NAME_SIZE).align(Align::Centre).upwards();

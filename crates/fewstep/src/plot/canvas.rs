@@ -1,10 +1,10 @@
-//! A page of 900×600 points to draw shapes and text on.
+//! A page of 900×600 points (or of another height) to draw shapes and text on.
 //!
 //! Shapes are plotters'; text is set here glyph by glyph, because plotters' own setting leaves out the side bearings of
 //! the glyphs. Everything is drawn four pixels to the point and then averaged down to two, which smooths all edges.
 
 use ab_glyph::{Font, FontRef, Glyph, PxScale, ScaleFont, point};
-use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -16,6 +16,8 @@ pub(super) const WIDTH: f64 = 900.0;
 pub(super) const HEIGHT: f64 = 600.0;
 const DRAWN_PER_POINT: usize = 4;
 const AVERAGED: usize = 2;
+/// Pixels of the finished page to a point.
+pub(super) const PIXELS: f64 = (DRAWN_PER_POINT / AVERAGED) as f64;
 
 pub(super) type Rgb = RGBColor;
 
@@ -92,6 +94,7 @@ pub(super) enum Marker {
 
 pub(super) struct Canvas<'a> {
     area: DrawingArea<BitMapBackend<'a>, Shift>,
+    height: f64,
     regular: FontRef<'static>,
     bold: FontRef<'static>,
 }
@@ -100,13 +103,22 @@ pub(super) struct Canvas<'a> {
 pub(super) fn render(
     draw: impl FnOnce(&Canvas<'_>) -> Result<(), PlotError>,
 ) -> Result<Vec<u8>, PlotError> {
+    render_page(HEIGHT, draw)
+}
+
+/// As [`render`], on a page of a height of its own, in points.
+pub(super) fn render_page(
+    page_height: f64,
+    draw: impl FnOnce(&Canvas<'_>) -> Result<(), PlotError>,
+) -> Result<Vec<u8>, PlotError> {
     let width = WIDTH as usize * DRAWN_PER_POINT;
-    let height = HEIGHT as usize * DRAWN_PER_POINT;
+    let height = page_height.ceil() as usize * DRAWN_PER_POINT;
     let mut pixels = vec![255_u8; width * height * 3];
     {
         let backend = BitMapBackend::with_buffer(&mut pixels, (width as u32, height as u32));
         let canvas = Canvas {
             area: backend.into_drawing_area(),
+            height: page_height,
             regular: FontRef::try_from_slice(dejavu::sans::regular())?,
             bold: FontRef::try_from_slice(dejavu::sans::bold())?,
         };
@@ -192,6 +204,22 @@ impl<'a> Canvas<'a> {
         colour: Rgb,
     ) -> Result<(), PlotError> {
         self.draw(&Rectangle::new([pixel(from), pixel(to)], colour.filled()))
+    }
+
+    /// A picture whose pixels are those of the finished page.
+    pub(super) fn picture(&self, corner: (f64, f64), picture: &RgbImage) -> Result<(), PlotError> {
+        const SIDE: i32 = AVERAGED as i32;
+        // On whole pixels of the finished page: otherwise the averaging would blur it.
+        let whole = |drawn: i32| drawn / SIDE * SIDE;
+        let (left, top) = (whole(pixel(corner).0), whole(pixel(corner).1));
+        for (x, y, colour) in picture.enumerate_pixels() {
+            let [red, green, blue] = colour.0;
+            let (x, y) = (left + x as i32 * SIDE, top + y as i32 * SIDE);
+            let square = [(x, y), (x + SIDE, y + SIDE)]; // the end is not drawn
+            let colour = RGBColor(red, green, blue);
+            self.draw(&Rectangle::new(square, colour.filled()))?;
+        }
+        Ok(())
     }
 
     /// A marker of about 2 × `radius`, with a white rim that sets it off from lines under it.
@@ -322,7 +350,7 @@ impl<'a> Canvas<'a> {
             let inside = place.0 >= 0
                 && place.1 >= 0
                 && place.0 < pixels(WIDTH) as i32
-                && place.1 < pixels(HEIGHT) as i32;
+                && place.1 < pixels(self.height) as i32;
             if result.is_ok() && cover > 0.0 && inside {
                 let colour = look.colour.mix(f64::from(cover.min(1.0)));
                 result = self.area.draw_pixel(place, &colour).map_err(failed);

@@ -79,10 +79,16 @@ fn curves(stages: &[(&str, usize)]) -> LossPlot {
 }
 
 /// Where `FEWSTEP_PLOTS` names a folder, the pictures are left there to be looked at.
-fn check(name: &str, png: Result<Vec<u8>, PlotError>) {
+pub(super) fn check(name: &str, png: Result<Vec<u8>, PlotError>) {
+    let height = check_page(name, png);
+    assert_eq!(height, 1200, "{name}");
+}
+
+/// As [`check`], for pages of any height; returns it.
+pub(super) fn check_page(name: &str, png: Result<Vec<u8>, PlotError>) -> u32 {
     let png = png.unwrap();
     let picture = image::load_from_memory(&png).unwrap().to_rgb8();
-    assert_eq!(picture.dimensions(), (1800, 1200));
+    assert_eq!(picture.width(), 1800, "{name}");
     let inked = picture.pixels().filter(|pixel| pixel.0 != [255; 3]).count();
     assert!(inked > 20_000, "{name} is nearly blank: {inked} pixels");
     // Nothing is cut off: the outermost pixels are paper.
@@ -101,6 +107,7 @@ fn check(name: &str, png: Result<Vec<u8>, PlotError>) {
         )
         .unwrap();
     }
+    height
 }
 
 #[test]

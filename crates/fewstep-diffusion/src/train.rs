@@ -1,0 +1,477 @@
+//! Training a DiT on images: noise prediction with classifier-free label dropout and an exponential moving average of the weights.
+//!
+//! Every random number of a step comes from the seed and the step's number, so a training that was killed and resumes takes the
+//! steps it would have taken.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use fewstep_datasets::{Augment, Dataset, Loader, LoaderOptions, Statistics};
+use fewstep_torch::{
+    Checkpoint, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, checkpoint, seed,
+};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::dit::{ComputeAll, Dit, DitConfig};
+use crate::noise::{BetaSchedule, NoiseSchedule};
+use crate::random::{self, Use};
+use crate::{Error, Result};
+
+mod variance;
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Mean squared error of the noise; a learned variance is left untrained.
+    #[default]
+    Mse,
+    /// The same plus the variational bound for the learned variance, in bits per dimension, with the mean held fixed: what the
+    /// official DiT trains with (IDDPM, arXiv 2102.09672).
+    Hybrid,
+}
+
+/// How a DiT is trained. Defaults are the published values where there are any.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Optimiser steps.
+    pub steps: u32,
+    /// Images a step.
+    pub batch_size: usize,
+    /// The optimiser. Default: AdamW.
+    pub optimiser: OptimiserConfig,
+    /// Base learning rate.
+    pub learning_rate: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// The learning rate over the steps (its "epochs" are steps).
+    pub schedule: LearningRate,
+    /// Largest norm of all gradients together; larger ones are scaled down to it.
+    pub gradient_clip: Option<f64>,
+    /// Decay of the moving average; it warms up as (1 + step) / (10 + step).
+    pub ema: f64,
+    /// What is minimised.
+    pub loss: Loss,
+    /// The noise schedule over 1000 timesteps.
+    pub noise: BetaSchedule,
+    /// Augmentation of training images.
+    pub augment: Augment,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u32,
+    /// Validation images that the loss is measured on at each checkpoint.
+    pub validation_images: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            steps: 400_000,
+            batch_size: 256,
+            optimiser: OptimiserConfig::Adam {
+                betas: [0.9, 0.999],
+                eps: 1e-8,
+                amsgrad: false,
+                decoupled: true,
+            },
+            learning_rate: 1e-4,
+            weight_decay: 0.,
+            schedule: LearningRate::Constant,
+            gradient_clip: None,
+            ema: 0.9999,
+            loss: Loss::Mse,
+            noise: BetaSchedule::default(),
+            augment: Augment::default(),
+            checkpoint_every: 1000,
+            validation_images: 512,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// # Errors
+    /// The option that is out of range, and a clause that says what was expected and found.
+    pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
+        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
+            true => Ok(()),
+            false => Err((key, format!("expected {expected}, found {found:?}"))),
+        };
+        expect(self.steps > 0, "steps", "at least 1", &self.steps)?;
+        expect(
+            (1..=1 << 20).contains(&self.batch_size),
+            "batch_size",
+            "1 to 1048576",
+            &self.batch_size,
+        )?;
+        self.optimiser.validate()?;
+        let positive = |v: f64| v > 0. && v.is_finite();
+        expect(
+            positive(self.learning_rate),
+            "learning_rate",
+            "a number above 0",
+            &self.learning_rate,
+        )?;
+        expect(
+            self.weight_decay >= 0. && self.weight_decay.is_finite(),
+            "weight_decay",
+            "a number from 0",
+            &self.weight_decay,
+        )?;
+        self.schedule.validate(self.steps)?;
+        expect(
+            self.gradient_clip.is_none_or(positive),
+            "gradient_clip",
+            "a number above 0",
+            &self.gradient_clip,
+        )?;
+        expect(
+            (0. ..1.).contains(&self.ema),
+            "ema",
+            "0 to below 1",
+            &self.ema,
+        )?;
+        expect(
+            self.checkpoint_every > 0,
+            "checkpoint_every",
+            "at least 1",
+            &self.checkpoint_every,
+        )
+    }
+}
+
+/// What happens in a training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TrainEvent {
+    /// A step was taken.
+    Step {
+        /// Its number, from 1.
+        step: u32,
+        /// The loss on its batch.
+        loss: f64,
+        /// The learning rate.
+        learning_rate: f64,
+    },
+    /// A checkpoint is about to be written.
+    Checkpoint {
+        /// Steps taken.
+        step: u32,
+        /// Mean squared error of the averaged weights on the validation images, with the same noise every time.
+        validation_loss: f64,
+    },
+}
+
+/// The images a DiT learns from, and those it is watched on.
+#[derive(Clone)]
+pub struct TrainData {
+    /// For the gradient.
+    pub train: Arc<dyn Dataset>,
+    /// For the validation loss.
+    pub validation: Arc<dyn Dataset>,
+}
+
+/// Name of the checkpoint inside the folder that [`train`] is given.
+pub const CHECKPOINT: &str = "dit.safetensors";
+
+/// Steps that the checkpoint in `folder` has behind it; 0 where there is none.
+///
+/// # Errors
+/// There is one, and it can't be read.
+pub fn steps_done(folder: &Path) -> Result<u32> {
+    let path = folder.join(CHECKPOINT);
+    if !path.exists() {
+        return Ok(0);
+    }
+    steps_of(&Checkpoint::load(&path)?, &path)
+}
+
+fn steps_of(file: &Checkpoint, path: &Path) -> Result<u32> {
+    let found = file.string("step").unwrap_or("nothing");
+    found.parse().map_err(|_| Error::File {
+        path: path.into(),
+        reason: format!("expected the number of steps under `step`, found {found}"),
+    })
+}
+
+/// Trains a DiT and returns the averaged weights. Goes on from the checkpoint in `folder` if there is one.
+///
+/// # Errors
+/// Options or images that do not fit the model, a loss that is not a number, a checkpoint that can't be read or written, or an
+/// error of `observe`.
+pub fn train(
+    config: &DitConfig,
+    options: &TrainOptions,
+    data: &TrainData,
+    run_seed: u64,
+    folder: &Path,
+    device: Device,
+    observe: &mut dyn FnMut(&TrainEvent) -> Result<()>,
+) -> Result<Dit> {
+    let mut trainer = Trainer::new(config, options, data, run_seed, device)?;
+    let path = folder.join(CHECKPOINT);
+    if path.exists() {
+        trainer.load(&path)?;
+    }
+    let per_epoch = trainer.loader.batches_per_epoch().max(1) as u64;
+    while trainer.step < options.steps {
+        let (epoch, first) = (
+            u64::from(trainer.step) / per_epoch,
+            u64::from(trainer.step) % per_epoch,
+        );
+        for batch in trainer.loader.epoch_from(epoch, first as usize) {
+            let batch = batch?;
+            let shape: Vec<i64> = batch.images.shape().iter().map(|&d| d as i64).collect();
+            let images = Tensor::f_from_slice(batch.images.as_slice().unwrap_or_default())?
+                .f_view(shape.as_slice())?;
+            let labels = Tensor::f_from_slice(&batch.labels)?;
+            let (loss, learning_rate) = trainer.take_step(&images, &labels)?;
+            let step = trainer.step;
+            observe(&TrainEvent::Step {
+                step,
+                loss,
+                learning_rate,
+            })?;
+            if step % options.checkpoint_every == 0 || step == options.steps {
+                let validation_loss = trainer.validation_loss()?;
+                observe(&TrainEvent::Checkpoint {
+                    step,
+                    validation_loss,
+                })?;
+                trainer.save(&path)?;
+            }
+            if step == options.steps {
+                break;
+            }
+        }
+    }
+    let Trainer { average, .. } = trainer;
+    Ok(average)
+}
+
+struct Trainer<'a> {
+    options: &'a TrainOptions,
+    dit: Dit,
+    average: Dit,
+    optimiser: Optimiser,
+    schedule: NoiseSchedule,
+    loader: Loader,
+    validation: Loader,
+    seed: u64,
+    step: u32,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        config: &DitConfig,
+        options: &'a TrainOptions,
+        data: &TrainData,
+        run_seed: u64,
+        device: Device,
+    ) -> Result<Self> {
+        config
+            .validate()
+            .and_then(|()| options.validate())
+            .map_err(Error::setting)?;
+        let shape = data.train.shape();
+        let found = [shape.channels, shape.height, shape.width].map(|d| d as i64);
+        if found != [config.channels, config.input_size, config.input_size] {
+            return Err(Error::Shape {
+                what: "images",
+                expected: format!(
+                    "[{}, {}, {}] for this DiT",
+                    config.channels, config.input_size, config.input_size
+                ),
+                found: found.to_vec(),
+            });
+        }
+        if options.loss == Loss::Hybrid && !config.learned_variance {
+            return Err(Error::option(
+                "loss",
+                "mse for a DiT without learned variance",
+                "hybrid",
+            ));
+        }
+        let statistics = Statistics {
+            mean: vec![0.5; shape.channels],
+            std: vec![0.5; shape.channels],
+        };
+        let loader = LoaderOptions {
+            batch_size: options.batch_size.min(data.train.len()),
+            shuffle: true,
+            drop_last: true,
+            augment: options.augment,
+            statistics: statistics.clone(),
+            seed: seed::derive(run_seed, &[1]),
+            ..LoaderOptions::default()
+        };
+        let validation = LoaderOptions {
+            batch_size: options.batch_size.min(data.validation.len().max(1)),
+            statistics,
+            ..LoaderOptions::default()
+        };
+        let dit = Dit::new(config, run_seed)?.to(device, Kind::Float)?;
+        let average = Dit::new(config, run_seed)?.to(device, Kind::Float)?;
+        for (_, p) in dit.parameters() {
+            let _ = p.f_set_requires_grad(true)?;
+        }
+        let group = ParameterGroup {
+            parameters: dit.parameters(),
+            weight_decay: options.weight_decay,
+            lr_factor: 1.,
+        };
+        Ok(Self {
+            optimiser: Optimiser::new(options.optimiser, vec![group])?,
+            schedule: NoiseSchedule::new(&options.noise)?,
+            loader: Loader::new(data.train.clone(), loader)?,
+            validation: Loader::new(data.validation.clone(), validation)?,
+            seed: run_seed,
+            step: 0,
+            options,
+            dit,
+            average,
+        })
+    }
+
+    fn take_step(&mut self, images: &Tensor, labels: &Tensor) -> Result<(f64, f64)> {
+        let o = self.options;
+        let mut rng = random::generator(self.seed, Use::Training, &[u64::from(self.step)]);
+        let labels = self.drop_labels(labels, &mut rng)?;
+        let loss = self.loss(&self.dit, images, &labels, &mut rng, o.loss)?;
+        let value = loss.f_double_value(&[])?;
+        self.step += 1;
+        if !value.is_finite() {
+            return Err(Error::Diverged {
+                step: u64::from(self.step),
+                loss: value,
+            });
+        }
+        self.optimiser.zero_grad();
+        loss.f_backward()?;
+        if let Some(largest) = o.gradient_clip {
+            clip(&self.dit.parameters(), largest)?;
+        }
+        let learning_rate = o.learning_rate * o.schedule.factor(f64::from(self.step - 1), o.steps);
+        self.optimiser.step(learning_rate)?;
+        let _guard = tch::no_grad_guard();
+        let step = f64::from(self.step);
+        let keep = o.ema.min((1. + step) / (10. + step));
+        for ((_, mut slow), (_, fast)) in self
+            .average
+            .parameters()
+            .into_iter()
+            .zip(self.dit.parameters())
+        {
+            let _ = slow.f_lerp_(&fast, 1. - keep)?;
+        }
+        Ok((value, learning_rate))
+    }
+
+    fn drop_labels(&self, labels: &Tensor, rng: &mut impl Rng) -> Result<Tensor> {
+        let config = self.dit.config();
+        let mut labels = Vec::<i64>::try_from(labels)?;
+        for label in &mut labels {
+            if f64::from(rng.next_u32()) < config.class_dropout * 2f64.powi(32) {
+                *label = config.classes;
+            }
+        }
+        Ok(Tensor::f_from_slice(&labels)?)
+    }
+
+    fn loss(
+        &self,
+        dit: &Dit,
+        images: &Tensor,
+        labels: &Tensor,
+        rng: &mut rand_chacha::ChaCha8Rng,
+        which: Loss,
+    ) -> Result<Tensor> {
+        let (device, n) = (dit.device(), images.size()[0]);
+        let timesteps = random::integers(rng, n, self.schedule.alphas_cumprod().len() as i64)?;
+        let noise = random::normal(rng, &images.size())?.f_to_device(device)?;
+        let images = images.f_to_device(device)?;
+        let x = self.schedule.q_sample(&images, &timesteps, &noise)?;
+        let t = timesteps.f_to_device(device)?.f_to_kind(Kind::Float)?;
+        let output = dit.forward(&x, &t, &labels.f_to_device(device)?, &mut ComputeAll)?;
+        let channels = dit.config().channels;
+        let predicted = output.f_narrow(1, 0, channels)?;
+        let mse = predicted.f_mse_loss(&noise, tch::Reduction::Mean)?;
+        if which == Loss::Mse {
+            return Ok(mse);
+        }
+        let bound = variance::bound(&self.schedule, &images, &x, &timesteps, &output)?;
+        Ok(mse.f_add(&bound)?)
+    }
+
+    fn validation_loss(&self) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        let mut rng = random::generator(self.seed, Use::Training, &[u64::MAX]);
+        let (mut sum, mut seen) = (0., 0);
+        for batch in self.validation.epoch(0) {
+            let batch = batch?;
+            let left = self.options.validation_images.saturating_sub(seen);
+            let n = batch.labels.len().min(left);
+            if n == 0 {
+                break;
+            }
+            let shape: Vec<i64> = batch.images.shape().iter().map(|&d| d as i64).collect();
+            let images = Tensor::f_from_slice(batch.images.as_slice().unwrap_or_default())?
+                .f_view(shape.as_slice())?
+                .f_narrow(0, 0, n as i64)?;
+            let labels = Tensor::f_from_slice(&batch.labels[..n])?;
+            let loss = self.loss(&self.average, &images, &labels, &mut rng, Loss::Mse)?;
+            sum += loss.f_double_value(&[])? * n as f64;
+            seen += n;
+        }
+        Ok(sum / seen.max(1) as f64)
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Error::File {
+                path: folder.into(),
+                reason: e.to_string(),
+            })?;
+        }
+        let file = Checkpoint::new()
+            .with_string("dit", serde_json::json!(self.dit.config()).to_string())
+            .with_string("step", self.step.to_string())
+            .with_all("model/", self.dit.parameters())
+            .with_all("ema/", self.average.parameters())
+            .with_all("optimiser/", self.optimiser.state());
+        Ok(file.save(path)?)
+    }
+
+    fn load(&mut self, path: &Path) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let file = Checkpoint::load(path)?;
+        self.step = steps_of(&file, path)?;
+        let what = path.display().to_string();
+        checkpoint::copy_into(&self.dit.parameters(), &file.section("model/"), &what)?;
+        checkpoint::copy_into(&self.average.parameters(), &file.section("ema/"), &what)?;
+        Ok(self.optimiser.load_state(&file.section("optimiser/"))?)
+    }
+}
+
+/// Scales all gradients down so that their norm together is at most `largest`. No value leaves the device.
+fn clip(parameters: &[(String, Tensor)], largest: f64) -> Result<()> {
+    let _guard = tch::no_grad_guard();
+    let gradients: Vec<Tensor> = parameters
+        .iter()
+        .map(|(_, p)| p.grad())
+        .filter(Tensor::defined)
+        .collect();
+    let norms = gradients
+        .iter()
+        .map(|g| Ok(g.f_norm()?))
+        .collect::<Result<Vec<_>>>()?;
+    let norm = Tensor::f_stack(&norms, 0)?.f_norm()?;
+    let factor = (norm.f_add_scalar(1e-6)?.f_reciprocal()? * largest).f_clamp_max(1.)?;
+    for mut g in gradients {
+        let _ = g.f_mul_(&factor)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+use super::*;
+
+fn config(learned_variance: bool) -> DitConfig {
+    DitConfig {
+        depth: 2,
+        width: 32,
+        heads: 2,
+        classes: 10,
+        learned_variance,
+        ..DitConfig::named("S/4", 8, 1).unwrap()
+    }
+}
+
+fn data() -> TrainData {
+    let digits = fewstep_datasets::digits().unwrap();
+    TrainData {
+        train: digits.train,
+        validation: digits.test,
+    }
+}
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        steps: 30,
+        batch_size: 32,
+        learning_rate: 3e-3,
+        checkpoint_every: 10,
+        validation_images: 64,
+        gradient_clip: Some(1.),
+        ..TrainOptions::default()
+    }
+}
+
+fn run(
+    o: &TrainOptions,
+    learned: bool,
+    folder: &Path,
+    stop_at: Option<u32>,
+) -> (Result<Dit>, Vec<f64>) {
+    let mut losses = Vec::new();
+    let dit = train(
+        &config(learned),
+        o,
+        &data(),
+        5,
+        folder,
+        Device::Cpu,
+        &mut |e| {
+            match e {
+                TrainEvent::Step { step, .. } if Some(*step) == stop_at => {
+                    return Err(Error::Stopped("killed".into()));
+                }
+                TrainEvent::Checkpoint {
+                    validation_loss, ..
+                } => losses.push(*validation_loss),
+                TrainEvent::Step { .. } => {}
+            }
+            Ok(())
+        },
+    );
+    (dit, losses)
+}
+
+#[test]
+fn a_training_that_was_killed_resumes_to_the_same_weights() {
+    let (whole, pieces) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let o = options();
+    let (expected, losses) = run(&o, false, whole.path(), None);
+    assert!(losses[2] < losses[0], "{losses:?}");
+    for stop_at in [3, 14, 20, 29] {
+        assert!(run(&o, false, pieces.path(), Some(stop_at)).0.is_err());
+    }
+    assert_eq!(steps_done(pieces.path()).unwrap(), 20);
+    let (found, _) = run(&o, false, pieces.path(), None);
+    assert_eq!(
+        found.unwrap().fingerprint().unwrap(),
+        expected.unwrap().fingerprint().unwrap()
+    );
+}
+
+#[test]
+fn the_bound_trains_the_variance_and_leaves_the_mean_alone() {
+    let schedule = NoiseSchedule::new(&BetaSchedule::default()).unwrap();
+    let mut rng = random::generator(0, Use::Training, &[]);
+    let images = random::normal(&mut rng, &[4, 1, 8, 8])
+        .unwrap()
+        .clamp(-1., 1.);
+    let noise = random::normal(&mut rng, &[4, 1, 8, 8]).unwrap();
+    let timesteps = Tensor::from_slice(&[0i64, 1, 400, 999]);
+    let x = schedule.q_sample(&images, &timesteps, &noise).unwrap();
+    let at = |fraction: f64, mean: &Tensor| {
+        let v = Tensor::full([4, 1, 8, 8], fraction, (Kind::Float, Device::Cpu));
+        Tensor::cat(&[mean, &v], 1).set_requires_grad(true)
+    };
+    let output = at(0., &noise);
+    variance::bound(&schedule, &images, &x, &timesteps, &output)
+        .unwrap()
+        .backward();
+    let gradient = output.grad();
+    assert_eq!(gradient.narrow(1, 0, 1).abs().max().double_value(&[]), 0.);
+    assert!(gradient.narrow(1, 1, 1).abs().max().double_value(&[]) > 0.);
+    // With the true noise the mean is right, and the posterior's own variance (the lower end) costs nothing.
+    let later = |t: &Tensor| t.narrow(0, 1, 3);
+    let exact = variance::bound(
+        &schedule,
+        &later(&images),
+        &later(&x),
+        &later(&timesteps),
+        &later(&at(-1., &noise)),
+    );
+    assert!(exact.unwrap().abs().double_value(&[]) < 1e-4);
+}
+
+#[test]
+fn the_hybrid_loss_is_for_models_with_a_learned_variance() {
+    let folder = tempfile::tempdir().unwrap();
+    let o = TrainOptions {
+        loss: Loss::Hybrid,
+        steps: 2,
+        ..options()
+    };
+    let e = run(&o, false, folder.path(), None)
+        .0
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        e,
+        "loss: expected mse for a DiT without learned variance, found hybrid"
+    );
+    assert!(run(&o, true, folder.path(), None).0.is_ok());
+}

@@ -1,0 +1,77 @@
+use std::path::{Path, PathBuf};
+
+/// What can go wrong with plans, routers and their training. Each message is one sentence.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// From the model or the sampler.
+    #[error(transparent)]
+    Diffusion(#[from] fewstep_diffusion::Error),
+    /// From libtorch or its border.
+    #[error(transparent)]
+    Torch(#[from] fewstep_torch::Error),
+    /// An option out of its range.
+    #[error("{option}: expected {expected}, found {found}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// The valid range.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A value that makes no sense.
+    #[error("{key}: {reason}")]
+    Invalid {
+        /// Where it stands.
+        key: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A file that is not what it should be.
+    #[error("{path}: {reason}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line or key, what was expected and what was found.
+        reason: String,
+    },
+    /// A plan or router that was made for something else.
+    #[error("{what} does not fit: {reason}")]
+    Mismatch {
+        /// Which one.
+        what: String,
+        /// Everything that differs.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn option(
+        option: &'static str,
+        expected: impl Into<String>,
+        found: impl ToString,
+    ) -> Self {
+        Self::Option {
+            option,
+            expected: expected.into(),
+            found: found.to_string(),
+        }
+    }
+
+    pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {
+        Self::File {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<tch::TchError> for Error {
+    fn from(e: tch::TchError) -> Self {
+        Self::Torch(e.into())
+    }
+}

@@ -1,0 +1,474 @@
+//! Learning a router without images: Step-wise Denoising Training with the Image-Error Proxy (HarmoniCa, arXiv 2410.01723), and
+//! Learning-to-Cache's own training (arXiv 2406.01733) as the rival.
+//!
+//! The DiT is frozen. A trajectory is sampled with the cached student; at each step the uncached teacher says, for the same latents,
+//! what would have been computed, and one row of the router takes one AdamW step.
+
+mod job;
+mod l2c;
+mod mix;
+mod proxy;
+mod sdt;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::time::Instant;
+
+use fewstep_diffusion::noise::NoiseSchedule;
+use fewstep_diffusion::random::{self, Use};
+use fewstep_diffusion::sampler::Sampler;
+use fewstep_diffusion::{Dit, Guidance, SubModule};
+use fewstep_torch::{Checkpoint, Optimiser, OptimiserConfig, ParameterGroup};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::router::{CLAMP, FIRST_ROW, RouterInit};
+use crate::{Error, Result};
+
+pub use l2c::Images;
+
+/// How a router is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Training {
+    /// Step-wise Denoising Training: whole trajectories of the cached student, no images.
+    #[default]
+    Sdt,
+    /// Learning-to-Cache: single pairs of steps from noised images; only even rows learn.
+    L2c,
+}
+
+/// How much a step's error counts: the Image-Error Proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Proxy {
+    /// As the published code: the change of x0 when caching is turned on row by row, first executed row first.
+    #[default]
+    Telescoping,
+    /// As the paper: the change of x0 when caching is turned off at this row alone.
+    LeaveOneOut,
+    /// Every step counts the same.
+    None,
+}
+
+/// How the squared difference of two x0 becomes one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduction {
+    /// Mean over batch, channels and pixels, as the published code.
+    #[default]
+    Mean,
+    /// Sum, as the paper's Frobenius norm. `beta` must grow by the number of elements.
+    Sum,
+}
+
+/// What the penalty counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Penalty {
+    /// Sub-modules, as published.
+    #[default]
+    Count,
+    /// Their multiply-accumulate operations, scaled to a mean of 1.
+    Macs,
+}
+
+/// What stands for a sub-module's output while training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mix {
+    /// `(1 − r)·cached + r·computed`, as published.
+    #[default]
+    Soft,
+    /// What sampling will use (computed where r is above the threshold, else cached), with the gradient of the soft mix.
+    StraightThrough,
+}
+
+/// How a router is learned. Defaults are those of the published command where there are any.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LearnOptions {
+    /// The training.
+    pub training: Training,
+    /// Trajectories of T steps each; for Learning-to-Cache, T/2 pairs of steps count as one.
+    pub trajectories: u32,
+    /// Latents in a batch (guidance doubles them).
+    pub batch_size: i64,
+    /// AdamW's learning rate, constant.
+    pub learning_rate: f64,
+    /// Weight of the penalty.
+    pub beta: f64,
+    /// r above it means compute.
+    pub threshold: f64,
+    /// The weight of each step's error.
+    pub proxy: Proxy,
+    /// Of the proxy.
+    pub reduction: Reduction,
+    /// Iterations (denoising steps) between refreshes of the proxy; it is refreshed where a trajectory begins.
+    pub refresh_every: u32,
+    /// Scale the proxy to a mean of 1, so that `beta` means the same for every model. Not published.
+    pub normalise: bool,
+    /// What the penalty counts.
+    pub penalty: Penalty,
+    /// What the student mixes.
+    pub mix: Mix,
+    /// Initial logits.
+    pub init: RouterInit,
+    /// Trajectories between checkpoints and evaluations.
+    pub checkpoint_every: u32,
+    /// Latents that an evaluation samples.
+    pub evaluate_on: i64,
+}
+
+impl Default for LearnOptions {
+    fn default() -> Self {
+        Self {
+            training: Training::Sdt,
+            trajectories: 2000,
+            batch_size: 8,
+            learning_rate: 0.01,
+            beta: 7e-8,
+            threshold: 0.1,
+            proxy: Proxy::Telescoping,
+            reduction: Reduction::Mean,
+            refresh_every: 500,
+            normalise: false,
+            penalty: Penalty::Count,
+            mix: Mix::Soft,
+            init: RouterInit::default(),
+            checkpoint_every: 50,
+            evaluate_on: 16,
+        }
+    }
+}
+
+impl LearnOptions {
+    /// # Errors
+    /// The option that is out of range, and a clause that says what was expected and found.
+    pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
+        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
+            true => Ok(()),
+            false => Err((key, format!("expected {expected}, found {found:?}"))),
+        };
+        let counts = [
+            ("trajectories", i64::from(self.trajectories)),
+            ("batch_size", self.batch_size),
+            ("refresh_every", i64::from(self.refresh_every)),
+            ("checkpoint_every", i64::from(self.checkpoint_every)),
+            ("evaluate_on", self.evaluate_on),
+        ];
+        for (key, value) in counts {
+            expect(value > 0, key, "at least 1", &value)?;
+        }
+        expect(
+            self.learning_rate > 0. && self.learning_rate.is_finite(),
+            "learning_rate",
+            "a number above 0",
+            &self.learning_rate,
+        )?;
+        expect(
+            self.beta >= 0. && self.beta.is_finite(),
+            "beta",
+            "a number from 0",
+            &self.beta,
+        )?;
+        expect(
+            self.threshold > 0. && self.threshold < 1.,
+            "threshold",
+            "a number between 0 and 1",
+            &self.threshold,
+        )?;
+        self.init.validate()
+    }
+}
+
+/// What a router is learned for.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The frozen model.
+    pub dit: &'a Dit,
+    /// The sampler.
+    pub sampler: &'a dyn Sampler,
+    /// The guidance.
+    pub guidance: &'a Guidance,
+}
+
+/// What happens while a router is learned.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LearnEvent {
+    /// The proxy was computed anew.
+    Refreshed {
+        /// The trajectory that begins.
+        trajectory: u32,
+        /// The weight of each row's error; row T − 1 has none.
+        lambda: Vec<f64>,
+    },
+    /// A trajectory ended.
+    Trajectory {
+        /// Its number, from 1.
+        trajectory: u32,
+        /// Mean loss of its updates.
+        loss: f64,
+        /// Mean squared error between teacher and student, mean over its updates, not weighted.
+        mse: f64,
+        /// Share of reused cells at the threshold.
+        utilisation: f64,
+        /// Share of MACs that a sampling with this router skips.
+        mac_saving: f64,
+    },
+    /// The router so far was tried, and a checkpoint is about to be written.
+    Checkpoint {
+        /// Trajectories done.
+        trajectory: u32,
+        /// Mean squared error of the latents after each call against the uncached run from the same noise.
+        error_per_step: Vec<f64>,
+    },
+}
+
+/// A learned table.
+#[derive(Debug)]
+pub struct Learned {
+    /// `[T, N]`, row 0 the last call.
+    pub logits: Tensor,
+    /// Seconds spent on trajectories and proxies, over all processes; evaluations and checkpoints not counted.
+    pub seconds: f64,
+}
+
+/// Name of the checkpoint inside the folder that [`learn`] is given.
+pub const CHECKPOINT: &str = "router.safetensors";
+
+/// Trajectories that the checkpoint in `folder` has behind it; 0 where there is none.
+///
+/// # Errors
+/// There is one, and it can't be read.
+pub fn trajectories_done(folder: &Path) -> Result<u32> {
+    let path = folder.join(CHECKPOINT);
+    if !path.exists() {
+        return Ok(0);
+    }
+    number(&Checkpoint::load(&path)?, "trajectory", &path)
+}
+
+fn number<T: std::str::FromStr>(file: &Checkpoint, key: &str, path: &Path) -> Result<T> {
+    let found = file.string(key).unwrap_or("nothing");
+    found.parse().map_err(|_| Error::File {
+        path: path.into(),
+        reason: format!("expected a number under `{key}`, found {found}"),
+    })
+}
+
+/// Learns a router. Goes on from the checkpoint in `folder` if there is one. `images` are what Learning-to-Cache learns from.
+///
+/// # Errors
+/// Options out of range, Learning-to-Cache without images, a checkpoint that can't be read or written, a loss that is not a number,
+/// or an error of `observe`.
+pub fn learn(
+    setting: Setting<'_>,
+    options: &LearnOptions,
+    images: Option<&Images<'_>>,
+    seed: u64,
+    folder: &Path,
+    observe: &mut dyn FnMut(&LearnEvent) -> Result<()>,
+) -> Result<Learned> {
+    options
+        .validate()
+        .map_err(|(key, reason)| Error::Option { key, reason })?;
+    for (_, mut p) in setting.dit.parameters() {
+        let _ = p.f_set_requires_grad(false)?;
+    }
+    let mut learner = Learner::new(setting, options, seed)?;
+    let path = folder.join(CHECKPOINT);
+    if path.exists() {
+        learner.load(&path)?;
+    }
+    let reference = Reference::new(&learner)?;
+    while learner.trajectory < options.trajectories {
+        let started = Instant::now();
+        let (loss, mse) = match (options.training, images) {
+            (Training::Sdt, _) => learner.sdt_trajectory(observe)?,
+            (Training::L2c, Some(images)) => learner.l2c_pairs(images)?,
+            (Training::L2c, None) => {
+                return Err(Error::Option {
+                    key: "training",
+                    reason: "l2c learns from images, and there are none".into(),
+                });
+            }
+        };
+        learner.seconds += started.elapsed().as_secs_f64();
+        learner.trajectory += 1;
+        let trajectory = learner.trajectory;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { trajectory, loss });
+        }
+        let plan = learner.plan()?;
+        observe(&LearnEvent::Trajectory {
+            trajectory,
+            loss,
+            mse,
+            utilisation: plan.utilisation(),
+            mac_saving: plan.mac_saving(),
+        })?;
+        if trajectory % options.checkpoint_every == 0 || trajectory == options.trajectories {
+            let error_per_step = reference.errors(&learner)?;
+            observe(&LearnEvent::Checkpoint {
+                trajectory,
+                error_per_step,
+            })?;
+            learner.save(&path)?;
+        }
+    }
+    Ok(Learned {
+        logits: learner.logits()?,
+        seconds: learner.seconds,
+    })
+}
+
+struct Learner<'a> {
+    setting: Setting<'a>,
+    options: &'a LearnOptions,
+    /// One parameter `[N]` and one optimiser a row: a row that is not trained at a step must not move, not even by momentum.
+    rows: Vec<Tensor>,
+    optimisers: Vec<Optimiser>,
+    /// Weight of each row's error.
+    lambda: Vec<f64>,
+    /// What the penalty counts, `[N]`.
+    costs: Tensor,
+    schedule: NoiseSchedule,
+    seed: u64,
+    trajectory: u32,
+    seconds: f64,
+}
+
+impl<'a> Learner<'a> {
+    fn new(setting: Setting<'a>, options: &'a LearnOptions, seed: u64) -> Result<Self> {
+        let steps = setting.sampler.timesteps().len();
+        let config = setting.dit.config();
+        let n = config.sub_modules();
+        let device = setting.dit.device();
+        let macs = config.macs();
+        let mean = (macs.attention + macs.mlp) as f32 / 2.;
+        let costs: Vec<f32> = (0..n)
+            .map(|i| match options.penalty {
+                Penalty::Count => 1.,
+                Penalty::Macs => macs.of(SubModule::at(i)) as f32 / mean,
+            })
+            .collect();
+        let logits = options.init.logits(steps, n, seed)?;
+        let mut rows = Vec::with_capacity(steps);
+        let mut optimisers = Vec::with_capacity(steps);
+        for row in 0..steps {
+            let parameter = logits
+                .f_get(row as i64)?
+                .f_copy()?
+                .f_to_device(device)?
+                .f_set_requires_grad(true)?;
+            let group = ParameterGroup {
+                parameters: vec![("prob".into(), parameter.shallow_clone())],
+                weight_decay: 0.,
+                lr_factor: 1.,
+            };
+            let adamw = OptimiserConfig::Adam {
+                betas: [0.9, 0.999],
+                eps: 1e-8,
+                amsgrad: false,
+                decoupled: true,
+            };
+            optimisers.push(Optimiser::new(adamw, vec![group])?);
+            rows.push(parameter);
+        }
+        Ok(Self {
+            setting,
+            options,
+            rows,
+            optimisers,
+            lambda: vec![1.; steps],
+            costs: Tensor::f_from_slice(&costs)?.f_to_device(device)?,
+            schedule: NoiseSchedule::new(&Default::default())?,
+            seed,
+            trajectory: 0,
+            seconds: 0.,
+        })
+    }
+
+    /// The generator of what trajectory `trajectory` draws, its own, so that a refresh of the proxy does not repeat batches.
+    fn generator(&self) -> rand_chacha::ChaCha8Rng {
+        random::generator(self.seed, Use::Learning, &[1, u64::from(self.trajectory)])
+    }
+
+    /// A row as it is applied now.
+    fn gates(&self, row: usize) -> Result<mix::Gates> {
+        let r = self.rows[row].f_sigmoid()?;
+        let numbers = Vec::<f32>::try_from(r.f_detach()?.f_to_device(Device::Cpu)?)?;
+        Ok(mix::Gates {
+            r,
+            numbers,
+            threshold: self.options.threshold,
+            straight_through: self.options.mix == Mix::StraightThrough,
+        })
+    }
+
+    /// One AdamW step of a row on `error` · lambda + beta · penalty, and the clamp. Returns the loss.
+    fn update(&mut self, row: usize, r: &Tensor, error: &Tensor) -> Result<f64> {
+        let o = self.options;
+        let penalty = r.f_mul(&self.costs)?.f_sum(Kind::Float)?;
+        let loss = error
+            .f_mul_scalar(self.lambda[row])?
+            .f_add(&penalty.f_mul_scalar(o.beta)?)?;
+        let value = loss.f_double_value(&[])?;
+        self.optimisers[row].zero_grad();
+        loss.f_backward()?;
+        self.optimisers[row].step(o.learning_rate)?;
+        let _guard = tch::no_grad_guard();
+        let _ = self.rows[row].f_clamp_(-CLAMP, CLAMP)?;
+        Ok(value)
+    }
+
+    fn logits(&self) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        Ok(Tensor::f_stack(&self.rows, 0)?
+            .f_detach()?
+            .f_to_device(Device::Cpu)?)
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Error::File {
+                path: folder.into(),
+                reason: e.to_string(),
+            })?;
+        }
+        let mut file = Checkpoint::new()
+            .with_string("trajectory", self.trajectory.to_string())
+            .with_string("seconds", self.seconds.to_string())
+            .with("logits", &self.logits()?)
+            .with("lambda", &Tensor::f_from_slice(&self.lambda)?);
+        for (row, optimiser) in self.optimisers.iter().enumerate() {
+            file = file.with_all(&format!("optimiser/{row}/"), optimiser.state());
+        }
+        Ok(file.save(path)?)
+    }
+
+    fn load(&mut self, path: &Path) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let file = Checkpoint::load(path)?;
+        self.trajectory = number(&file, "trajectory", path)?;
+        self.seconds = number(&file, "seconds", path)?;
+        let logits = file.tensor("logits")?;
+        let expected = [self.rows.len() as i64, self.costs.size()[0]];
+        if logits.size() != expected {
+            return Err(Error::File {
+                path: path.into(),
+                reason: format!("expected logits {expected:?}, found {:?}", logits.size()),
+            });
+        }
+        for (row, parameter) in self.rows.iter_mut().enumerate() {
+            parameter.f_copy_(&logits.f_get(row as i64)?)?;
+        }
+        self.lambda = Vec::<f64>::try_from(file.tensor("lambda")?)?;
+        for (row, optimiser) in self.optimisers.iter_mut().enumerate() {
+            optimiser.load_state(&file.section(&format!("optimiser/{row}/")))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! One batch of trajectories as the published training runs them: latents are doubled for guidance, the model sees the first half.
+
+use fewstep_diffusion::dit::Prepared;
+use fewstep_diffusion::random::ImageNoise;
+use fewstep_diffusion::sampler::{Call, SamplerState};
+use fewstep_diffusion::Reuse;
+use tch::{Kind, Tensor};
+
+use super::mix::{self, Fill, Gates, Slots};
+use super::{Learner, Setting};
+use crate::plan::CachePlan;
+use crate::policy::Planned;
+use crate::{CachedReuse, Result};
+
+pub(super) struct Job<'a> {
+    setting: Setting<'a>,
+    labels: Tensor,
+    n: i64,
+    /// Whether latents are `[conditional; unconditional]`.
+    paired: bool,
+    noise: ImageNoise,
+}
+
+/// Where a trajectory is.
+pub(super) struct Place {
+    pub(super) x: Tensor,
+    pub(super) slots: Slots,
+    pub(super) state: SamplerState,
+}
+
+impl Place {
+    pub(super) fn snapshot(&self) -> Self {
+        Self {
+            x: self.x.shallow_clone(),
+            slots: mix::snapshot(&self.slots),
+            state: self.state.shallow_clone(),
+        }
+    }
+}
+
+impl<'a> Job<'a> {
+    /// For these labels `[n]`; `seed` is that of what a stochastic sampler adds.
+    pub(super) fn new(setting: Setting<'a>, labels: &Tensor, seed: u64) -> Result<Self> {
+        let n = labels.size()[0];
+        let labels = labels.f_to_device(setting.dit.device())?;
+        let paired = setting.guidance.scale != 1.;
+        let null = labels.f_full_like(setting.dit.config().classes as f64)?;
+        let images = (0..n as u64).chain((0..n as u64).filter(|_| paired));
+        Ok(Self {
+            labels: Tensor::f_cat(&[labels, null], 0)?,
+            noise: ImageNoise::new(seed, images),
+            setting,
+            n,
+            paired,
+        })
+    }
+
+    /// The start of the trajectory from noise `[n, C, H, W]`.
+    pub(super) fn start(&self, x: &Tensor) -> Result<Place> {
+        let x = x.f_to_device(self.setting.dit.device())?;
+        Ok(Place {
+            x: match self.paired {
+                true => Tensor::f_cat(&[&x, &x], 0)?,
+                false => x,
+            },
+            slots: mix::empty(self.setting.dit.config().sub_modules()),
+            state: SamplerState::default(),
+        })
+    }
+
+    fn guided(&self, call: &Call) -> bool {
+        self.paired && self.setting.guidance.applies(call.timestep)
+    }
+
+    /// What does not depend on any cache.
+    pub(super) fn prepare(&self, x: &Tensor, call: &Call) -> Result<Prepared> {
+        let mut x = x.f_narrow(0, 0, self.n)?;
+        let mut n = self.n;
+        if self.guided(call) {
+            x = Tensor::f_cat(&[&x, &x], 0)?;
+            n *= 2;
+        }
+        let t = Tensor::f_full([n], call.timestep, (Kind::Float, x.device()))?;
+        let labels = self.labels.f_narrow(0, 0, n)?;
+        Ok(self.setting.dit.prepare(&x, &t, &labels)?)
+    }
+
+    /// The prediction after guidance: both halves where there is guidance, else the first.
+    pub(super) fn predict(
+        &self,
+        prepared: &Prepared,
+        call: &Call,
+        reuse: &mut dyn Reuse,
+    ) -> Result<Tensor> {
+        let dit = self.setting.dit;
+        let output = dit.run(prepared, reuse)?;
+        Ok(match self.guided(call) {
+            true => self.setting.guidance.combine(dit, &output)?,
+            false => output,
+        })
+    }
+
+    /// Takes the sampler's step.
+    pub(super) fn advance(&mut self, place: &mut Place, index: usize, output: &Tensor) -> Result<()> {
+        let output = match place.x.size()[0] == output.size()[0] {
+            true => output.shallow_clone(),
+            false => Tensor::f_cat(&[output, output], 0)?,
+        };
+        let sampler = self.setting.sampler;
+        place.x = sampler.step(&mut place.state, index, &place.x, &output, &mut self.noise)?;
+        Ok(())
+    }
+
+    /// One whole step without gradient: with `gates` the student's, without them everything is computed and stored.
+    pub(super) fn step(
+        &mut self,
+        place: &mut Place,
+        index: usize,
+        gates: Option<&Gates>,
+    ) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let call = self.setting.sampler.call(index);
+        let prepared = self.prepare(&place.x, &call)?;
+        let output = match gates {
+            Some(gates) => {
+                let mut student = gates.student(&mut place.slots);
+                self.predict(&prepared, &call, &mut student)?
+            }
+            None => self.predict(&prepared, &call, &mut Fill(&mut place.slots))?,
+        };
+        self.advance(place, index, &output)
+    }
+}
+
+ffusion::random::{self, Use};
+        let (dit, n) = (learner.setting.dit, learner.options.evaluate_on);
+        let c = dit.config();
+        let mut rng = random::generator(learner.seed, Use::Learning, &[2]);
+        let noise = random::normal(&mut rng, &[n, c.channels, c.input_size, c.input_size])?;
+        let labels = random::integers(&mut rng, n, c.classes)?;
+        let mut reference = Self {
+            labels,
+            noise,
+            latents: Vec::new(),
+        };
+        let mut all = fewstep_diffusion::dit::ComputeAll;
+        reference.latents = reference.sample(learner.setting, &mut all)?;
+        Ok(reference)
+    }
+
+    fn sample(&self, setting: Setting<'_>, reuse: &mut dyn Reuse) -> Result<Vec<Tensor>> {
+        let _guard = tch::no_grad_guard();
+        let mut latents = Vec::new();
+        let mut denoiser =
+            fewstep_diffusion::Guided::new(setting.dit, &self.labels, setting.guidance, reuse)?;
+        let mut noise = ImageNoise::new(0, 0..self.labels.size()[0] as u64);
+        let x = self.noise.f_to_device(setting.dit.device())?;
+        fewstep_diffusion::sampler::sample(
+            setting.sampler,
+            &mut denoiser,
+            &x,
+            &mut noise,
+            &mut |_, x| {
+                latents.push(x.shallow_clone());
+                Ok(())
+            },
+        )?;
+        Ok(latents)
+    }
+
+    /// Mean squared error after each call when the router so far decides.
+    pub(super) fn errors(&self, learner: &Learner<'_>) -> Result<Vec<f64>> {
+        let plan = learner.plan()?;
+        let mut reuse = CachedReuse::new(Planned::new(&plan), learner.setting.dit.config());
+        let found = self.sample(learner.setting, &mut reuse)?;
+        self.latents
+            .iter()
+            .zip(&found)
+            .map(|(a, b)| Ok(a.f_mse_loss(b, tch::Reduction::Mean)?.f_double_value(&[])?))
+            .collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! Plans as TOML: written to be read and edited by people, replaced as a whole or not at all, with nothing of the clock in it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use fewstep_torch::checkpoint::write_atomically;
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use super::CachePlan;
+use crate::{Conditions, Error, Result};
+
+const HEADER: &str = "\
+# A cache plan of Fewstep. A line of `steps` is a call of the model, in the order of execution: the first line is the first
+# call, at the highest timestep. C is computed, a dot reuses the last computed output. A pair is a block, its attention before
+# its MLP. Spaces do not count.
+";
+
+/// What can stand in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    policy: Option<String>,
+    #[serde(default)]
+    created_by: Option<String>,
+    steps: Vec<Spanned<String>>,
+    #[serde(default)]
+    settings: toml::Table,
+    made_for: Option<Conditions>,
+}
+
+/// What stands below the steps.
+#[derive(Serialize)]
+struct Tables<'a> {
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    settings: &'a toml::Table,
+    made_for: &'a Conditions,
+}
+
+impl CachePlan {
+    /// The text of its file.
+    ///
+    /// # Errors
+    /// A setting that TOML can't hold.
+    pub fn to_toml(&self) -> Result<String> {
+        let not_toml = |e: toml::ser::Error| Error::Invalid {
+            key: "settings".into(),
+            reason: format!("expected values that TOML can hold, found others ({e})"),
+        };
+        let quoted = |s: &str| toml::Value::from(s).to_string();
+        let mut text = format!(
+            "{HEADER}policy = {}\ncreated_by = {}\nsteps = [\n",
+            quoted(&self.policy),
+            quoted(&self.created_by)
+        );
+        for row in (0..self.steps()).rev() {
+            let blocks: Vec<String> = self
+                .row(row)
+                .chunks(2)
+                .map(|block| block.iter().map(|&r| if r { '.' } else { 'C' }).collect())
+                .collect();
+            // Writing to a string can't fail.
+            let _ = writeln!(
+                text,
+                "    \"{}\", # t = {}",
+                blocks.join(" "),
+                self.made_for.timesteps[row]
+            );
+        }
+        let tables = Tables {
+            settings: &self.settings,
+            made_for: &self.made_for,
+        };
+        text += "]\n\n";
+        text += &toml::to_string(&tables).map_err(not_toml)?;
+        Ok(text)
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// It can't be written; what stood there before stays.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        Ok(write_atomically(path, self.to_toml()?.as_bytes())?)
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// No such file, or it is no plan: the line or key, what was expected and what was found.
+    pub fn load(path: &Path) -> Result<Self> {
+        read_with_conditions(path, None)
+    }
+}
+
+/// Reads a plan. A file without conditions gets `default`'s, and without a policy it is a table.
+pub(crate) fn read_with_conditions(path: &Path, default: Option<&Conditions>) -> Result<CachePlan> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e.to_string()))?;
+    let line_of = |offset: usize| 1 + text.bytes().take(offset).filter(|&b| b == b'\n').count();
+    let file: File = toml::from_str(&text).map_err(|e| {
+        let line = line_of(e.span().map_or(0, |s| s.start));
+        let message = e.message().trim().replace('\n', ", ");
+        Error::file(path, format!("line {line}: expected a cache plan, found {message}"))
+    })?;
+    let made_for = file.made_for.as_ref().or(default).ok_or_else(|| {
+        Error::file(
+            path,
+            "expected a table `made_for` that says what the plan was made for, found none",
+        )
+    })?;
+    let in_file = |e: Error| Error::file(path, e.to_string());
+    made_for.validate().map_err(in_file)?;
+    let (steps, modules) = (made_for.steps(), made_for.modules());
+    if file.steps.len() != steps {
+        let found = file.steps.len();
+        let reason = format!("steps: expected {steps} lines, one for each timestep, found {found}");
+        return Err(Error::file(path, reason));
+    }
+    let mut reused = vec![false; steps * modules];
+    for (index, step) in file.steps.iter().enumerate() {
+        let line = line_of(step.span().start);
+        let cells: Vec<char> = step.get_ref().chars().filter(|c| !c.is_whitespace()).collect();
+        if let Some(c) = cells.iter().find(|c| !['C', '.'].contains(c)) {
+            let reason = format!("line {line}: expected C or a dot for each sub-module, found `{c}`");
+            return Err(Error::file(path, reason));
+        }
+        if cells.len() != modules {
+            let found = cells.len();
+            let reason = format!("line {line}: expected {modules} sub-modules, found {found}");
+            return Err(Error::file(path, reason));
+        }
+        let row = steps - 1 - index;
+        for (to, c) in reused[row * modules..].iter_mut().zip(cells) {
+            *to = c == '.';
+        }
+    }
+    let policy = file.policy.as_deref().unwrap_or(crate::policy::TABLE);
+    let mut plan = CachePlan::new(policy, file.settings, made_for, |row, column| {
+        reused[row * modules + column]
+    })
+    .map_err(in_file)?;
+    if let Some(created_by) = file.created_by {
+        plan.created_by = created_by;
+    }
+    Ok(plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::plan;
+    use super::*;
+    use crate::testing::conditions;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn a_saved_plan_is_the_plan(
+            steps in 2usize..7,
+            cells in proptest::collection::vec(any::<bool>(), 7 * 6),
+            threshold in 0.01f64..0.99,
+            policy in "[a-z\"\\\\\n]{1,8}",
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("plan.toml");
+            let mut made_for = conditions(steps, 3);
+            made_for.guidance.interval = Some([0.1, 0.1 + threshold]);
+            made_for.timesteps[0] = threshold;
+            let settings = toml::toml! { n = 3 }.into_iter()
+                .chain([("threshold".to_owned(), toml::Value::from(threshold))]).collect();
+            let plan = CachePlan::new(&policy, settings, &made_for, |row, c| row + 1 < steps && cells[6 * row + c]).unwrap();
+            plan.save(&path).unwrap();
+            prop_assert_eq!(CachePlan::load(&path).unwrap(), plan);
+        }
+    }
+
+    #[test]
+    fn the_file_reads_well() {
+        let text = plan(3, 2, 6).to_toml().unwrap();
+        let (head, tail) = text.split_once("\n\n").unwrap();
+        assert_eq!(
+            head.strip_prefix(HEADER).unwrap(),
+            format!(
+                "policy = \"table\"\ncreated_by = \"fewstep-harmonica {}\"\nsteps = [\n    \"CC CC\", # t = 999\n    \
+                 \".. CC\", # t = 499\n    \".. ..\", # t = 0\n]",
+                env!("CARGO_PKG_VERSION")
+            )
+        );
+        assert!(tail.contains("[made_for.guidance]\nscale = 1.5"), "{tail}");
+    }
+
+    #[test]
+    fn a_damaged_plan_is_refused_with_line_or_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plan.toml");
+        let good = plan(3, 2, 6).to_toml().unwrap();
+        let cases = [
+            (("\".. CC\"", "\".. CX\""), "line 8: expected C or a dot for each sub-module, found `X`"),
+            (("\".. CC\"", "\".. C\""), "line 8: expected 4 sub-modules, found 3"),
+            (("    \".. CC\",", "    "), "steps: expected 3 lines, one for each timestep, found 2"),
+            (("\"CC CC\"", "\"CC .C\""), "the first executed step: expected every sub-module computed"),
+            (("made_for", "made_of"), "line 12: expected a cache plan, found unknown field `made_of`"),
+            (("policy = ", "policy = 3 # "), "line 4: expected a cache plan, found invalid type: integer `3`"),
+            (("steps = [", "steps = "), "line 6: expected a cache plan"),
+            (("scale = 1.5", "scale = -1"), "guidance.scale: expected a number from 0, found -1"),
+            (("scale = 1.5", "scale = nan"), "guidance.scale: expected a number from 0, found NaN"),
+            (("heads = 3", "heads = 5"), "shape.heads: expected a divisor of the width 24, found 5"),
+            (("timesteps = [", "timesteps = [inf, "), "timesteps: expected finite numbers, found inf"),
+        ];
+        for ((from, to), expected) in cases {
+            assert!(good.contains(from), "{good}");
+            std::fs::write(&path, good.replace(from, to)).unwrap();
+            let e = CachePlan::load(&path).unwrap_err().to_string();
+            assert!(e.contains("plan.toml: ") && e.contains(expected), "{e}\n{expected}");
+            assert_eq!(e.lines().count(), 1, "{e}");
+        }
+        std::fs::write(&path, "steps = [\"CC\"]").unwrap();
+        let e = CachePlan::load(&path).unwrap_err().to_string();
+        assert!(e.contains("expected a table `made_for`"), "{e}");
+        let e = CachePlan::load(&folder.path().join("absent.toml")).unwrap_err().to_string();
+        assert!(e.contains("absent.toml: "), "{e}");
+    }
+}

@@ -1,0 +1,65 @@
+//! Policies: which sub-module is computed at which call. Static ones make a [`CachePlan`] once and are looked up in it while
+//! sampling; one that decides from what it sees implements [`CachePolicy`] itself.
+
+mod interval;
+mod random;
+mod routed;
+mod table;
+
+use fewstep_diffusion::SubModule;
+use fewstep_diffusion::sampler::Call;
+
+use crate::CachePlan;
+
+pub use interval::{fora, interval, none};
+pub use random::{random, random_at_mac_saving};
+pub use routed::{harmonica, harmonica_at_mac_saving, l2c, plan_at_mac_saving};
+pub use table::table;
+
+/// Everything computed.
+pub const NONE: &str = "none";
+/// Everything computed at fewer calls: no plan but a setting of the sampler, and the baseline that papers forget.
+pub const FEWER_STEPS: &str = "fewer-steps";
+/// Every n-th call computed (FORA, arXiv 2407.01425).
+pub const FORA: &str = "fora";
+/// Every n-th call of a window computed, and all outside it.
+pub const INTERVAL: &str = "interval";
+/// Cells drawn at random.
+pub const RANDOM: &str = "random";
+/// Learning-to-Cache (arXiv 2406.01733).
+pub const L2C: &str = "l2c";
+/// HarmoniCa (arXiv 2410.01723).
+pub const HARMONICA: &str = "harmonica";
+/// Written by hand.
+pub const TABLE: &str = "table";
+
+/// What to do with a sub-module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Compute it and keep its output.
+    Compute,
+    /// Take the last output that was computed.
+    Reuse,
+}
+
+/// Decides for each call and sub-module.
+pub trait CachePolicy {
+    /// A sampling call begins; what was learned in the last one is void.
+    fn begin(&mut self) {}
+
+    /// Asked once for each sub-module of each call, in the order of execution.
+    fn decide(&mut self, call: &Call, module: SubModule) -> Decision;
+}
+
+/// Does what a plan says. Check first that it [fits](CachePlan::check_fits): what lies outside the plan is computed.
+#[derive(Debug, Clone, Copy)]
+pub struct Planned<'a>(pub &'a CachePlan);
+
+impl CachePolicy for Planned<'_> {
+    fn decide(&mut self, call: &Call, module: SubModule) -> Decision {
+        match self.0.reuses(call.row, module.index()) {
+            true => Decision::Reuse,
+            false => Decision::Compute,
+        }
+    }
+}

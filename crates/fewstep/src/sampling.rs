@@ -1,0 +1,85 @@
+//! Sampling jobs: many images, a batch at a time.
+
+use fewstep_diffusion::random::ImageNoise;
+use fewstep_diffusion::sampler::{self, Sampler};
+use fewstep_diffusion::{Dit, Guidance, Guided, Result, Reuse, dit::ComputeAll};
+use ndarray::Array4;
+use tch::{Kind, Tensor};
+
+/// What is sampled, and how.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// The model.
+    pub dit: &'a Dit,
+    /// The sampler.
+    pub sampler: &'a dyn Sampler,
+    /// The guidance.
+    pub guidance: &'a Guidance,
+    /// Seed of the images' noise.
+    pub seed: u64,
+    /// Images in a batch.
+    pub batch_size: usize,
+}
+
+impl Job<'_> {
+    /// Image k has `labels[k]`; `[N, C, H, W]` on the CPU. A cache forgets everything between batches.
+    ///
+    /// # Errors
+    /// Labels or guidance that the model does not have, or libtorch refuses.
+    pub fn sample(&self, labels: &[i64], mut reuse: Option<&mut dyn Reuse>) -> Result<Tensor> {
+        let mut all = Vec::new();
+        for (batch, labels) in labels.chunks(self.batch_size.max(1)).enumerate() {
+            let first = (batch * self.batch_size.max(1)) as u64;
+            let mut compute_all = ComputeAll;
+            let reuse: &mut dyn Reuse = match &mut reuse {
+                Some(reuse) => *reuse,
+                None => &mut compute_all,
+            };
+            all.push(self.batch(first, labels, reuse)?);
+        }
+        Ok(Tensor::f_cat(&all, 0)?)
+    }
+
+    /// Images `first..` with these labels.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn batch(&self, first: u64, labels: &[i64], reuse: &mut dyn Reuse) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let c = self.dit.config();
+        let mut noise = ImageNoise::new(self.seed, first..first + labels.len() as u64);
+        let x = noise
+            .initial([c.channels, c.input_size, c.input_size])?
+            .f_to_device(self.dit.device())?;
+        let labels = Tensor::f_from_slice(labels)?;
+        let mut denoiser = Guided::new(self.dit, &labels, self.guidance, reuse)?;
+        let x = sampler::sample(self.sampler, &mut denoiser, &x, &mut noise, &mut |_, _| {
+            Ok(())
+        })?;
+        Ok(x.f_to_device(tch::Device::Cpu)?)
+    }
+}
+
+/// Labels 0, 1, … of `classes`, over and over.
+pub fn labels_in_turn(images: u64, classes: usize) -> Vec<i64> {
+    (0..images)
+        .map(|i| (i % classes.max(1) as u64) as i64)
+        .collect()
+}
+
+/// Numbers from −1 to 1 `[N, C, H, W]` as bytes (N, H, W, C), rounded as the official DiT does it.
+///
+/// # Errors
+/// libtorch refuses.
+pub fn to_pixels(x: &Tensor) -> Result<Array4<u8>> {
+    let bytes = x
+        .f_mul_scalar(127.5)?
+        .f_add_scalar(128.)?
+        .f_clamp(0., 255.)?
+        .f_to_kind(Kind::Uint8)?
+        .f_permute([0, 2, 3, 1])?
+        .f_contiguous()?;
+    let size: Vec<usize> = bytes.size().iter().map(|&d| d as usize).collect();
+    let pixels = Vec::<u8>::try_from(bytes.f_flatten(0, -1)?)?;
+    Ok(Array4::from_shape_vec((size[0], size[1], size[2], size[3]), pixels).unwrap_or_default())
+}
