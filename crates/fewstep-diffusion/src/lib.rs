@@ -2,6 +2,7 @@
 //! training. Samplers and models know nothing of caches: a DiT asks a [`dit::Reuse`] for each sub-module's output, and the plain
 //! answer is to compute it.
 
+pub mod autoencoder;
 pub mod dit;
 mod error;
 pub mod guidance;

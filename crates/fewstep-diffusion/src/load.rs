@@ -80,7 +80,7 @@ pub fn dit(path: &Path, options: &LoadOptions) -> Result<Dit> {
 
 /// The tensors of a file of torch.save or of safetensors. Wrappers around a model leave their mark on every name; it is taken
 /// off.
-fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = if is_torch_file(path)? {
         torch_file::load_tensors(path, &["ema", "model", "state_dict", ""])?
     } else {

@@ -48,6 +48,16 @@ pub struct SamplerState {
     pub(crate) tensors: Vec<Tensor>,
 }
 
+impl SamplerState {
+    /// The same memory of the same job, to go on from here twice. Samplers replace tensors and never write into them.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            tensors: self.tensors.iter().map(Tensor::shallow_clone).collect(),
+        }
+    }
+}
+
 /// A way from noise to an image in a fixed number of calls of the denoiser.
 pub trait Sampler {
     /// The timesteps of the calls, in the order of execution.

@@ -59,8 +59,18 @@ impl Conditions {
         self.shape.validate().map_err(within("shape"))?;
         self.guidance.validate().map_err(within("guidance"))?;
         // JSON knows no infinity, and routers carry their conditions as JSON.
-        if let Some(bound) = self.guidance.interval.into_iter().flatten().find(|b| b.is_infinite()) {
-            return Err(Error::option("guidance.interval", "two finite timesteps", bound));
+        if let Some(bound) = self
+            .guidance
+            .interval
+            .into_iter()
+            .flatten()
+            .find(|b| b.is_infinite())
+        {
+            return Err(Error::option(
+                "guidance.interval",
+                "two finite timesteps",
+                bound,
+            ));
         }
         if self.timesteps.is_empty() {
             return Err(Error::option("timesteps", "at least one", "none"));
@@ -105,7 +115,8 @@ impl Conditions {
         let mut differ = Vec::new();
         if self.steps() != job.steps() {
             differ.push(differs("steps", self.steps(), job.steps()));
-        } else if let Some(row) = (0..self.steps()).find(|&r| self.timesteps[r] != job.timesteps[r]) {
+        } else if let Some(row) = (0..self.steps()).find(|&r| self.timesteps[r] != job.timesteps[r])
+        {
             let key = format!("the timestep of row {row}");
             differ.push(differs(&key, self.timesteps[row], job.timesteps[row]));
         }
@@ -128,7 +139,11 @@ impl Conditions {
                     of.get(key).map_or("none".to_owned(), Value::to_string)
                 };
                 if own.get(key) != other.get(key) {
-                    differ.push(differs(&format!("{name}.{key}"), value(&own), value(&other)));
+                    differ.push(differs(
+                        &format!("{name}.{key}"),
+                        value(&own),
+                        value(&other),
+                    ));
                 }
             }
         }
@@ -143,7 +158,11 @@ impl Conditions {
 }
 
 fn differs(key: &str, own: impl ToString, other: impl ToString) -> String {
-    format!("{key}: made for {}, found {}", own.to_string(), other.to_string())
+    format!(
+        "{key}: made for {}, found {}",
+        own.to_string(),
+        other.to_string()
+    )
 }
 
 fn entries<T: Serialize>(of: &T) -> BTreeMap<String, Value> {
@@ -179,7 +198,10 @@ mod tests {
         job = made.clone();
         job.timesteps[2] += 1.;
         let e = made.check_fits(&job, "it").unwrap_err().to_string();
-        assert_eq!(e, "it does not fit: the timestep of row 2: made for 666, found 667");
+        assert_eq!(
+            e,
+            "it does not fit: the timestep of row 2: made for 666, found 667"
+        );
     }
 
     #[test]

@@ -36,6 +36,17 @@ pub enum Error {
         /// The line or key, what was expected and what was found.
         reason: String,
     },
+    /// The loss is not a number.
+    #[error("the loss is {loss} in trajectory {trajectory}: lower the learning rate")]
+    Diverged {
+        /// The trajectory, from 1.
+        trajectory: u32,
+        /// The loss.
+        loss: f64,
+    },
+    /// Whoever watches asked to stop, or could not write down what was seen.
+    #[error("{0}")]
+    Stopped(String),
     /// A plan or router that was made for something else.
     #[error("{what} does not fit: {reason}")]
     Mismatch {

@@ -23,10 +23,17 @@ use fewstep_torch::{Checkpoint, Optimiser, OptimiserConfig, ParameterGroup};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::router::{CLAMP, FIRST_ROW, RouterInit};
-use crate::{Error, Result};
+use crate::{CachePlan, Conditions, Error, LOGIT_LIMIT, Result, Router, RouterInit, policy};
 
 pub use l2c::Images;
+
+/// As published. The penalty's gradient is as small as `eps`, so both matter.
+const ADAMW: OptimiserConfig = OptimiserConfig::Adam {
+    betas: [0.9, 0.999],
+    eps: 1e-8,
+    amsgrad: false,
+    decoupled: true,
+};
 
 /// How a router is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -178,8 +185,7 @@ impl LearnOptions {
             "threshold",
             "a number between 0 and 1",
             &self.threshold,
-        )?;
-        self.init.validate()
+        )
     }
 }
 
@@ -192,6 +198,8 @@ pub struct Setting<'a> {
     pub sampler: &'a dyn Sampler,
     /// The guidance.
     pub guidance: &'a Guidance,
+    /// The same three, as plans and routers carry them.
+    pub conditions: &'a Conditions,
 }
 
 /// What happens while a router is learned.
@@ -226,11 +234,11 @@ pub enum LearnEvent {
     },
 }
 
-/// A learned table.
+/// What was learned.
 #[derive(Debug)]
 pub struct Learned {
-    /// `[T, N]`, row 0 the last call.
-    pub logits: Tensor,
+    /// The router, with its training in the provenance.
+    pub router: Router,
     /// Seconds spent on trajectories and proxies, over all processes; evaluations and checkpoints not counted.
     pub seconds: f64,
 }
@@ -273,7 +281,10 @@ pub fn learn(
 ) -> Result<Learned> {
     options
         .validate()
-        .map_err(|(key, reason)| Error::Option { key, reason })?;
+        .map_err(|(key, reason)| Error::Invalid {
+            key: key.to_owned(),
+            reason,
+        })?;
     for (_, mut p) in setting.dit.parameters() {
         let _ = p.f_set_requires_grad(false)?;
     }
@@ -282,17 +293,15 @@ pub fn learn(
     if path.exists() {
         learner.load(&path)?;
     }
-    let reference = Reference::new(&learner)?;
+    let reference = job::Reference::new(&learner)?;
     while learner.trajectory < options.trajectories {
         let started = Instant::now();
         let (loss, mse) = match (options.training, images) {
             (Training::Sdt, _) => learner.sdt_trajectory(observe)?,
             (Training::L2c, Some(images)) => learner.l2c_pairs(images)?,
             (Training::L2c, None) => {
-                return Err(Error::Option {
-                    key: "training",
-                    reason: "l2c learns from images, and there are none".into(),
-                });
+                let expected = "sdt, because l2c learns from images and there are none";
+                return Err(Error::option("training", expected, "l2c"));
             }
         };
         learner.seconds += started.elapsed().as_secs_f64();
@@ -318,8 +327,9 @@ pub fn learn(
             learner.save(&path)?;
         }
     }
+    let training = serde_json::to_value(options).unwrap_or_default();
     Ok(Learned {
-        logits: learner.logits()?,
+        router: learner.router()?.with_training(training),
         seconds: learner.seconds,
     })
 }
@@ -354,13 +364,11 @@ impl<'a> Learner<'a> {
                 Penalty::Macs => macs.of(SubModule::at(i)) as f32 / mean,
             })
             .collect();
-        let logits = options.init.logits(steps, n, seed)?;
+        let initial = Router::new(setting.conditions, options.threshold, &options.init, seed)?;
         let mut rows = Vec::with_capacity(steps);
         let mut optimisers = Vec::with_capacity(steps);
-        for row in 0..steps {
-            let parameter = logits
-                .f_get(row as i64)?
-                .f_copy()?
+        for row in initial.logits() {
+            let parameter = Tensor::f_from_slice(row)?
                 .f_to_device(device)?
                 .f_set_requires_grad(true)?;
             let group = ParameterGroup {
@@ -368,13 +376,7 @@ impl<'a> Learner<'a> {
                 weight_decay: 0.,
                 lr_factor: 1.,
             };
-            let adamw = OptimiserConfig::Adam {
-                betas: [0.9, 0.999],
-                eps: 1e-8,
-                amsgrad: false,
-                decoupled: true,
-            };
-            optimisers.push(Optimiser::new(adamw, vec![group])?);
+            optimisers.push(Optimiser::new(ADAMW, vec![group])?);
             rows.push(parameter);
         }
         Ok(Self {
@@ -393,7 +395,7 @@ impl<'a> Learner<'a> {
 
     /// The generator of what trajectory `trajectory` draws, its own, so that a refresh of the proxy does not repeat batches.
     fn generator(&self) -> rand_chacha::ChaCha8Rng {
-        random::generator(self.seed, Use::Learning, &[1, u64::from(self.trajectory)])
+        random::generator(self.seed, Use::Learning, &[10, u64::from(self.trajectory)])
     }
 
     /// A row as it is applied now.
@@ -420,7 +422,7 @@ impl<'a> Learner<'a> {
         loss.f_backward()?;
         self.optimisers[row].step(o.learning_rate)?;
         let _guard = tch::no_grad_guard();
-        let _ = self.rows[row].f_clamp_(-CLAMP, CLAMP)?;
+        let _ = self.rows[row].f_clamp_(-f64::from(LOGIT_LIMIT), f64::from(LOGIT_LIMIT))?;
         Ok(value)
     }
 
@@ -429,6 +431,19 @@ impl<'a> Learner<'a> {
         Ok(Tensor::f_stack(&self.rows, 0)?
             .f_detach()?
             .f_to_device(Device::Cpu)?)
+    }
+
+    fn router(&self) -> Result<Router> {
+        let rows = Vec::<Vec<f32>>::try_from(self.logits()?)?;
+        Router::from_logits(self.setting.conditions, self.options.threshold, rows)
+    }
+
+    /// What a sampling with the router so far would reuse.
+    fn plan(&self) -> Result<CachePlan> {
+        match self.options.training {
+            Training::Sdt => policy::harmonica(&self.router()?, self.options.threshold),
+            Training::L2c => policy::l2c(&self.router()?, self.options.threshold),
+        }
     }
 
     fn save(&self, path: &Path) -> Result<()> {

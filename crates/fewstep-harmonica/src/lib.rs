@@ -21,6 +21,7 @@
 mod cache;
 mod conditions;
 mod error;
+pub mod learn;
 mod plan;
 pub mod policy;
 mod router;
@@ -30,6 +31,7 @@ mod testing;
 pub use cache::{CacheCounts, CachedReuse};
 pub use conditions::Conditions;
 pub use error::{Error, Result};
+pub use learn::{LearnOptions, Setting, learn};
 pub use plan::{CachePlan, PlanDifference, PlanDifferences};
 pub use policy::{CachePolicy, Decision, Planned};
 pub use router::{LOGIT_LIMIT, Router, RouterInit, published};

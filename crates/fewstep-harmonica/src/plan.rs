@@ -31,6 +31,7 @@ impl CachePlan {
         made_for: &Conditions,
         reuses: impl Fn(usize, usize) -> bool,
     ) -> Result<Self> {
+        made_for.validate()?;
         let (steps, modules) = (made_for.steps(), made_for.modules());
         let plan = Self {
             policy: policy.into(),
@@ -41,20 +42,13 @@ impl CachePlan {
                 .map(|cell| reuses(cell / modules, cell % modules))
                 .collect(),
         };
-        plan.validate()?;
-        Ok(plan)
-    }
-
-    fn validate(&self) -> Result<()> {
-        self.made_for.validate()?;
-        let first = self.row(self.steps() - 1);
-        match first.iter().position(|&r| r) {
+        match plan.row(steps - 1).iter().position(|&r| r) {
             Some(column) => Err(Error::option(
                 "the first executed step",
                 "every sub-module computed, because nothing is cached yet",
                 format!("sub-module {column} reused"),
             )),
-            None => Ok(()),
+            None => Ok(plan),
         }
     }
 
@@ -162,7 +156,10 @@ mod tests {
         for (steps, reused, percent) in rows {
             let plan = plan(steps, 28, reused);
             assert_eq!(plan.reused(), reused);
-            assert!((100. * plan.utilisation() - percent).abs() < 0.005, "{reused}");
+            assert!(
+                (100. * plan.utilisation() - percent).abs() < 0.005,
+                "{reused}"
+            );
         }
     }
 
@@ -171,7 +168,10 @@ mod tests {
         let made_for = conditions(4, 2);
         let macs = made_for.shape.macs();
         let settings = toml::Table::new();
-        let plan = CachePlan::new("table", settings, &made_for, |row, c| row == 1 && c % 2 == 1).unwrap();
+        let plan = CachePlan::new("table", settings, &made_for, |row, c| {
+            row == 1 && c % 2 == 1
+        })
+        .unwrap();
         let expected = 2. * macs.mlp as f64 / (4. * macs.total() as f64);
         assert!((plan.mac_saving() - expected).abs() < 1e-12);
         assert!((plan.full_forwards() - 4. * (1. - expected)).abs() < 1e-12);

@@ -17,7 +17,7 @@ use crate::{Conditions, Error, Result};
 pub const LOGIT_LIMIT: f32 = 5.;
 
 /// Places of [`Use::Learning`] that are taken; training takes others.
-const PLACE_OF_ROUTERS: u64 = 0;
+pub(crate) const PLACE_OF_ROUTERS: u64 = 0;
 pub(crate) const PLACE_OF_RANDOM_PLANS: u64 = 1;
 
 /// Where the trainable rows start.
@@ -58,7 +58,12 @@ impl Router {
     ///
     /// # Errors
     /// Conditions, threshold or initialisation out of range.
-    pub fn new(made_for: &Conditions, threshold: f64, init: &RouterInit, seed: u64) -> Result<Self> {
+    pub fn new(
+        made_for: &Conditions,
+        threshold: f64,
+        init: &RouterInit,
+        seed: u64,
+    ) -> Result<Self> {
         made_for.validate()?;
         let (steps, modules) = (made_for.steps(), made_for.modules());
         let numbers = match *init {
@@ -77,7 +82,11 @@ impl Router {
                 if !(logit.abs() <= f64::from(LOGIT_LIMIT)) {
                     return Err(Error::option("init", "a logit from -5 to 5", logit));
                 }
-                Tensor::f_full([steps as i64, modules as i64], logit, (Kind::Float, tch::Device::Cpu))?
+                Tensor::f_full(
+                    [steps as i64, modules as i64],
+                    logit,
+                    (Kind::Float, tch::Device::Cpu),
+                )?
             }
         };
         let mut logits = Vec::<Vec<f32>>::try_from(numbers)?;
@@ -92,7 +101,11 @@ impl Router {
     ///
     /// # Errors
     /// Not T rows of N finite numbers, or a threshold that is not between 0 and 1.
-    pub fn from_logits(made_for: &Conditions, threshold: f64, logits: Vec<Vec<f32>>) -> Result<Self> {
+    pub fn from_logits(
+        made_for: &Conditions,
+        threshold: f64,
+        logits: Vec<Vec<f32>>,
+    ) -> Result<Self> {
         made_for.validate()?;
         if !(threshold > 0. && threshold < 1.) {
             return Err(Error::option("threshold", "above 0 and below 1", threshold));
@@ -151,7 +164,10 @@ impl Router {
     /// The first executed row or none of the rows, another length than N, or a value that is not a finite number.
     pub fn set_row(&mut self, row: usize, values: &[f32]) -> Result<()> {
         if row + 1 >= self.steps() {
-            let expected = format!("below {}, for the first executed row is fixed", self.steps() - 1);
+            let expected = format!(
+                "below {}, for the first executed row is fixed",
+                self.steps() - 1
+            );
             return Err(Error::option("row", expected, row));
         }
         check_row(row, values, self.made_for.modules())?;
@@ -165,7 +181,10 @@ impl Router {
     /// The sigmoid of each logit.
     pub fn probabilities(&self) -> Vec<Vec<f64>> {
         let sigmoid = |&x: &f32| 1. / (1. + f64::from(-x).exp());
-        self.logits.iter().map(|row| row.iter().map(sigmoid).collect()).collect()
+        self.logits
+            .iter()
+            .map(|row| row.iter().map(sigmoid).collect())
+            .collect()
     }
 
     /// 16 hexadecimal digits of a SHA-256 of the logits, by which plans name their router.
@@ -174,7 +193,10 @@ impl Router {
         for logit in self.logits.iter().flatten() {
             hash.update(logit.to_le_bytes());
         }
-        hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
+        hash.finalize()[..8]
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect()
     }
 
     /// Whether it may be used in `job` at `threshold`; `what` names it in the error.
@@ -229,13 +251,17 @@ impl Router {
             serde_json::from_str(entry("made_for")?).map_err(|e| unreadable("made_for", &e))?;
         let threshold = entry("threshold")?;
         let threshold: f64 = threshold.parse().map_err(|_| {
-            unreadable("threshold", &format!("expected a number, found `{threshold}`"))
+            unreadable(
+                "threshold",
+                &format!("expected a number, found `{threshold}`"),
+            )
         })?;
         let training =
             serde_json::from_str(entry("training")?).map_err(|e| unreadable("training", &e))?;
-        let logits = file.section("logits").remove("").ok_or_else(|| {
-            Error::file(path, "expected a tensor `logits`, found none")
-        })?;
+        let logits = file
+            .section("logits")
+            .remove("")
+            .ok_or_else(|| Error::file(path, "expected a tensor `logits`, found none"))?;
         if logits.dim() != 2 || logits.kind() != Kind::Float {
             let found = format!("{:?} of {:?}", logits.size(), logits.kind());
             let reason = format!("logits: expected [T, N] of Float, found {found}");
@@ -253,7 +279,11 @@ fn check_row(row: usize, values: &[f32], modules: usize) -> Result<()> {
         return Err(Error::option("logits", expected, values.len()));
     }
     match values.iter().find(|v| !v.is_finite()) {
-        Some(v) => Err(Error::option("logits", format!("finite numbers in row {row}"), v)),
+        Some(v) => Err(Error::option(
+            "logits",
+            format!("finite numbers in row {row}"),
+            v,
+        )),
         None => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 //! Generated images as files: a grid, a folder of PNGs, and the `.npz` that ADM's evaluation reads.
 //!
-//! Images are bytes [N, height, width, channels], grey (1 channel) or RGB (3). Every file appears under its name only once
-//! it is whole.
+//! Images are bytes `[N, height, width, channels]`, grey (1 channel) or RGB (3). Every file appears under its name
+//! only once it is whole.
 
 mod npz;
 
@@ -91,7 +91,7 @@ impl Default for GridLayout {
     }
 }
 
-/// The images row by row as one picture [height, width, channels]; what is left of the last row is white.
+/// The images row by row as one picture `[height, width, channels]`; what is left of the last row is white.
 ///
 /// # Errors
 /// No images, or neither 1 nor 3 channels.
@@ -140,7 +140,7 @@ fn near_square(count: usize) -> usize {
         .unwrap_or(root)
 }
 
-/// A picture [height, width, channels] as PNG.
+/// A picture `[height, width, channels]` as PNG.
 ///
 /// # Errors
 /// Neither 1 nor 3 channels, or no pixels.
@@ -175,8 +175,8 @@ pub fn write_grid(
     write_atomically(path, &bytes).map_err(|error| file_error(path, error))
 }
 
-/// Writes a batch as `folder/000000.png` and so on, where `first` is the number of its first image. The folder is made if
-/// it is not there.
+/// Writes a batch as `folder/000000.png` and so on, where `first` is the number of its first image. The folder is
+/// made if it is not there.
 ///
 /// # Errors
 /// Neither 1 nor 3 channels, or a file cannot be written.

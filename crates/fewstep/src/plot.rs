@@ -1,8 +1,8 @@
 //! The plots of a run, as PNG: pure functions from plain numbers to the bytes of a file.
 //!
-//! All are drawn for 900×600 points at twice that many pixels, with a font that is compiled in (DejaVu Sans: no system
-//! fonts are needed) and the colour-blind-safe palette of Okabe and Ito. A value that is NaN or infinite is left out of a
-//! curve and shown as "n/a" where a number would stand.
+//! All are drawn for 900×600 points ([`side_by_side()`]: as high as its images need) at twice that many pixels, with a
+//! font that is compiled in (DejaVu Sans: no system fonts are needed) and the colour-blind-safe palette of Okabe and Ito. A
+//! value that is NaN or infinite is left out of a curve and shown as "n/a" where a number would stand.
 
 mod accuracy;
 mod axes;

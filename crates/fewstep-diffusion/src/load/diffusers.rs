@@ -328,7 +328,7 @@ pub fn scheduler(folder: &Path) -> Result<SchedulerConfig> {
     })
 }
 
-/// The weights and figures of a `vae/`, for [`crate::autoencoder`].
+/// The weights and figures of a `vae/`, as the autoencoders want them.
 #[derive(Debug)]
 pub struct Vae {
     /// Tensors under the names of today's diffusers (`mid_block.attentions.0.to_q`, where older files say `query`).

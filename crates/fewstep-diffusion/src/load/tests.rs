@@ -80,17 +80,16 @@ const CONFIG: &str = r#"{
   "num_embeds_ada_norm": 10, "num_layers": 2, "out_channels": 8, "patch_size": 2, "sample_size": 8, "upcast_attention": false
 }"#;
 
-/// Official names without their ends, and those of diffusers that hold the same numbers: pieces of one, or copies. Written
-/// out for two blocks.
-const MAPPING: [(&str, &[&str], Relation); 16] = [
-    ("x_embedder.proj", &["pos_embed.proj"], Relation::Copies),
+/// Official names without their ends, and those of diffusers that hold the same numbers, pieces of one or copies. `#` is a
+/// block.
+const MAPPING: [(&str, &[&str]); 11] = [
+    ("x_embedder.proj", &["pos_embed.proj"]),
     (
         "t_embedder.mlp.0",
         &[
             "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1",
             "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1",
         ],
-        Relation::Copies,
     ),
     (
         "t_embedder.mlp.2",
@@ -98,7 +97,6 @@ const MAPPING: [(&str, &[&str], Relation); 16] = [
             "transformer_blocks.0.norm1.emb.timestep_embedder.linear_2",
             "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2",
         ],
-        Relation::Copies,
     ),
     (
         "y_embedder.embedding_table",
@@ -106,78 +104,45 @@ const MAPPING: [(&str, &[&str], Relation); 16] = [
             "transformer_blocks.0.norm1.emb.class_embedder.embedding_table",
             "transformer_blocks.1.norm1.emb.class_embedder.embedding_table",
         ],
-        Relation::Copies,
     ),
     (
-        "blocks.0.adaLN_modulation.1",
-        &["transformer_blocks.0.norm1.linear"],
-        Relation::Copies,
+        "blocks.#.adaLN_modulation.1",
+        &["transformer_blocks.#.norm1.linear"],
     ),
     (
-        "blocks.0.attn.qkv",
+        "blocks.#.attn.qkv",
         &[
-            "transformer_blocks.0.attn1.to_q",
-            "transformer_blocks.0.attn1.to_k",
-            "transformer_blocks.0.attn1.to_v",
+            "transformer_blocks.#.attn1.to_q",
+            "transformer_blocks.#.attn1.to_k",
+            "transformer_blocks.#.attn1.to_v",
         ],
-        Relation::Pieces,
     ),
     (
-        "blocks.0.attn.proj",
-        &["transformer_blocks.0.attn1.to_out.0"],
-        Relation::Copies,
+        "blocks.#.attn.proj",
+        &["transformer_blocks.#.attn1.to_out.0"],
     ),
-    (
-        "blocks.0.mlp.fc1",
-        &["transformer_blocks.0.ff.net.0.proj"],
-        Relation::Copies,
-    ),
-    (
-        "blocks.0.mlp.fc2",
-        &["transformer_blocks.0.ff.net.2"],
-        Relation::Copies,
-    ),
-    (
-        "blocks.1.adaLN_modulation.1",
-        &["transformer_blocks.1.norm1.linear"],
-        Relation::Copies,
-    ),
-    (
-        "blocks.1.attn.qkv",
-        &[
-            "transformer_blocks.1.attn1.to_q",
-            "transformer_blocks.1.attn1.to_k",
-            "transformer_blocks.1.attn1.to_v",
-        ],
-        Relation::Pieces,
-    ),
-    (
-        "blocks.1.attn.proj",
-        &["transformer_blocks.1.attn1.to_out.0"],
-        Relation::Copies,
-    ),
-    (
-        "blocks.1.mlp.fc1",
-        &["transformer_blocks.1.ff.net.0.proj"],
-        Relation::Copies,
-    ),
-    (
-        "blocks.1.mlp.fc2",
-        &["transformer_blocks.1.ff.net.2"],
-        Relation::Copies,
-    ),
-    (
-        "final_layer.adaLN_modulation.1",
-        &["proj_out_1"],
-        Relation::Copies,
-    ),
-    ("final_layer.linear", &["proj_out_2"], Relation::Copies),
+    ("blocks.#.mlp.fc1", &["transformer_blocks.#.ff.net.0.proj"]),
+    ("blocks.#.mlp.fc2", &["transformer_blocks.#.ff.net.2"]),
+    ("final_layer.adaLN_modulation.1", &["proj_out_1"]),
+    ("final_layer.linear", &["proj_out_2"]),
 ];
 
-#[derive(Clone, Copy, PartialEq)]
-enum Relation {
-    Copies,
-    Pieces,
+/// The table for two blocks: official name, those of diffusers, and whether those are pieces of it.
+fn mapping() -> Vec<(String, Vec<String>, bool)> {
+    let mut all = Vec::new();
+    for (official, theirs) in MAPPING {
+        let blocks = if official.contains('#') { 2 } else { 1 };
+        for block in 0..blocks {
+            let name = |n: &str| n.replace('#', &block.to_string());
+            let pieces = official.ends_with("qkv");
+            all.push((
+                name(official),
+                theirs.iter().map(|n| name(n)).collect(),
+                pieces,
+            ));
+        }
+    }
+    all
 }
 
 /// Every tensor of diffusers' layout filled with a number of its own, copies with the same one.
@@ -185,10 +150,10 @@ fn numbered() -> BTreeMap<String, Tensor> {
     let mut number = 0.;
     let mut all = BTreeMap::new();
     for (name, t) in diffusers::to_diffusers(&random_dit()).unwrap() {
-        let copy = MAPPING.iter().find(|(_, theirs, relation)| {
-            *relation == Relation::Copies && theirs.contains(&name.rsplit_once('.').unwrap().0)
-        });
-        let end = name.rsplit_once('.').unwrap().1;
+        let (stem, end) = name.rsplit_once('.').unwrap();
+        let copy = mapping()
+            .into_iter()
+            .find(|(_, theirs, pieces)| !pieces && theirs.iter().any(|n| n == stem));
         let first = copy.map(|(_, theirs, _)| format!("{}.{end}", theirs[0]));
         let value = match first.and_then(|f| all.get(&f)) {
             Some(first) => Tensor::shallow_clone(first),
@@ -220,10 +185,10 @@ fn every_official_tensor_holds_the_numbers_of_its_name_in_diffusers() {
     let mut seen = BTreeSet::new();
     for (name, t) in dit.parameters() {
         let (stem, end) = name.rsplit_once('.').unwrap();
-        let (_, places, relation) = MAPPING.iter().find(|(o, ..)| *o == stem).unwrap();
-        let pieces = match relation {
-            Relation::Pieces => t.chunk(places.len() as i64, 0),
-            Relation::Copies => places.iter().map(|_| t.shallow_clone()).collect(),
+        let (_, places, pieces) = mapping().into_iter().find(|(o, ..)| o == stem).unwrap();
+        let pieces = match pieces {
+            true => t.chunk(places.len() as i64, 0),
+            false => places.iter().map(|_| t.shallow_clone()).collect(),
         };
         for (place, piece) in places.iter().zip(pieces) {
             let place = format!("{place}.{end}");

@@ -54,7 +54,10 @@ impl Reuse for Naive<'_> {
         compute: &mut dyn FnMut() -> Result<Tensor>,
     ) -> Result<Tensor> {
         let key = (module.block, module.kind);
-        let fits = self.slots.get(&key).is_some_and(|t| t.size()[0] >= self.samples);
+        let fits = self
+            .slots
+            .get(&key)
+            .is_some_and(|t| t.size()[0] >= self.samples);
         if !self.plan.row(self.row)[module.index()] || !fits {
             self.slots.insert(key, compute()?.copy());
         }
@@ -130,7 +133,12 @@ fn reuse_changes_the_output_so_that_these_tests_can_see_it() {
     let dit = dit(&c.shape);
     let plan = policy::fora(&c, 2).unwrap();
     let job = job(1, 2);
-    let out = run(&dit, &c, &job, &mut CachedReuse::new(Planned(&plan), &c.shape));
+    let out = run(
+        &dit,
+        &c,
+        &job,
+        &mut CachedReuse::new(Planned(&plan), &c.shape),
+    );
     let whole = run(&dit, &c, &job, &mut ComputeAll);
     assert!((out - whole).abs().max().double_value(&[]) > 1e-3);
 }
@@ -138,21 +146,37 @@ fn reuse_changes_the_output_so_that_these_tests_can_see_it() {
 #[test]
 fn nothing_survives_into_the_next_job_whatever_its_batch_and_labels() {
     let mut c = conditions(5, 2);
-    c.guidance = Guidance { interval: Some([0., 300.]), ..Guidance::scale(1.5) };
+    c.guidance = Guidance {
+        interval: Some([0., 300.]),
+        ..Guidance::scale(1.5)
+    };
     let dit = dit(&c.shape);
     let plan = policy::fora(&c, 3).unwrap();
-    let fresh = |job: &_| run(&dit, &c, job, &mut CachedReuse::new(Planned(&plan), &c.shape));
+    let fresh = |job: &_| {
+        run(
+            &dit,
+            &c,
+            job,
+            &mut CachedReuse::new(Planned(&plan), &c.shape),
+        )
+    };
     let mut cache = CachedReuse::new(Planned(&plan), &c.shape);
     for (seed, n) in [(1, 3), (2, 1), (3, 4), (3, 4)] {
         let job = job(seed, n);
         assert_eq!(run(&dit, &c, &job, &mut cache), fresh(&job));
     }
     // A job that was broken off leaves nothing either.
-    cache.begin(&Call { index: 0, row: 4, timestep: 999. });
+    cache.begin(&Call {
+        index: 0,
+        row: 4,
+        timestep: 999.,
+    });
     cache.batch(2);
     let huge = Tensor::full([2, 16, 24], 1e9, (Kind::Float, Device::Cpu));
     for index in 0..4 {
-        cache.run(SubModule::at(index), &mut || Ok(huge.shallow_clone())).unwrap();
+        cache
+            .run(SubModule::at(index), &mut || Ok(huge.shallow_clone()))
+            .unwrap();
     }
     let job = job(5, 2);
     assert_eq!(run(&dit, &c, &job, &mut cache), fresh(&job));
@@ -170,21 +194,41 @@ fn a_slot_of_more_samples_serves_its_first_and_one_of_fewer_is_filled_anew() {
     let mut cache = CachedReuse::new(Planned(&plan), &c.shape);
     let mut used = Vec::new();
     for (index, samples) in [4, 2, 4, 3].into_iter().enumerate() {
-        cache.begin(&Call { index, row: 3 - index, timestep: 0. });
+        cache.begin(&Call {
+            index,
+            row: 3 - index,
+            timestep: 0.,
+        });
         cache.batch(samples);
-        let compute = &mut || Ok(Tensor::arange(samples, (Kind::Float, Device::Cpu)).view([samples, 1, 1]) + 10. * index as f64);
+        let compute = &mut || {
+            Ok(
+                Tensor::arange(samples, (Kind::Float, Device::Cpu)).view([samples, 1, 1])
+                    + 10. * index as f64,
+            )
+        };
         let out = cache.run(SubModule::at(0), compute).unwrap();
         used.push(Vec::<f32>::try_from(out.flatten(0, -1)).unwrap());
     }
-    let expected: [&[f32]; 4] = [&[0., 1., 2., 3.], &[0., 1.], &[0., 1., 2., 3.], &[0., 1., 2.]];
+    let expected: [&[f32]; 4] = [
+        &[0., 1., 2., 3.],
+        &[0., 1.],
+        &[0., 1., 2., 3.],
+        &[0., 1., 2.],
+    ];
     assert_eq!(used, expected);
     assert_eq!(cache.counts().reused, [3, 0]);
 
     let mut cache = CachedReuse::new(Planned(&plan), &c.shape);
     for (index, samples) in [1, 2].into_iter().enumerate() {
-        cache.begin(&Call { index, row: 3 - index, timestep: 0. });
+        cache.begin(&Call {
+            index,
+            row: 3 - index,
+            timestep: 0.,
+        });
         cache.batch(samples);
-        let out = cache.run(SubModule::at(0), &mut || Ok(value(index, samples))).unwrap();
+        let out = cache
+            .run(SubModule::at(0), &mut || Ok(value(index, samples)))
+            .unwrap();
         assert_eq!(out, value(index, samples));
     }
     assert_eq!(cache.counts().computed, [2, 0]);
@@ -195,13 +239,23 @@ fn a_failed_computation_leaves_an_empty_slot() {
     let c = conditions(3, 1);
     let plan = plan_of(&c, &[true; 6]);
     let mut cache = CachedReuse::new(Planned(&plan), &c.shape);
-    cache.begin(&Call { index: 0, row: 2, timestep: 0. });
+    cache.begin(&Call {
+        index: 0,
+        row: 2,
+        timestep: 0.,
+    });
     cache.batch(1);
     let stop = || fewstep_diffusion::Error::Stopped("enough".into());
     assert!(cache.run(SubModule::at(0), &mut || Err(stop())).is_err());
-    cache.begin(&Call { index: 1, row: 1, timestep: 0. });
+    cache.begin(&Call {
+        index: 1,
+        row: 1,
+        timestep: 0.,
+    });
     cache.batch(1);
-    let out = cache.run(SubModule::at(0), &mut || Ok(value(1, 1))).unwrap();
+    let out = cache
+        .run(SubModule::at(0), &mut || Ok(value(1, 1)))
+        .unwrap();
     assert_eq!(out, value(1, 1));
 }
 
@@ -215,7 +269,9 @@ fn the_worked_example_of_the_paper_uses_the_cached_values_it_says() {
         [0.6, 0.4, 0.8, 0.99],
         [0.99; 4],
     ];
-    let logits = p.map(|row| row.map(|p: f32| (p / (1. - p)).ln()).to_vec()).to_vec();
+    let logits = p
+        .map(|row| row.map(|p: f32| (p / (1. - p)).ln()).to_vec())
+        .to_vec();
     let c = conditions(4, 2);
     let router = Router::from_logits(&c, 0.5, logits).unwrap();
     let plan = policy::harmonica(&router, 0.5).unwrap();
@@ -224,50 +280,26 @@ fn the_worked_example_of_the_paper_uses_the_cached_values_it_says() {
     let mut origins = Vec::new();
     for index in 0..4 {
         let t = 4 - index;
-        cache.begin(&Call { index, row: t - 1, timestep: t as f64 });
+        cache.begin(&Call {
+            index,
+            row: t - 1,
+            timestep: t as f64,
+        });
         cache.batch(1);
         let used: Vec<f64> = (0..3)
             .map(|module| {
-                let out = cache.run(SubModule::at(module), &mut || Ok(value(t, 1))).unwrap();
+                let out = cache
+                    .run(SubModule::at(module), &mut || Ok(value(t, 1)))
+                    .unwrap();
                 out.double_value(&[0, 0, 0])
             })
             .collect();
         origins.push(used);
     }
-    assert_eq!(origins, [[4., 4., 4.], [3., 4., 3.], [3., 4., 2.], [1., 4., 1.]]);
+    assert_eq!(
+        origins,
+        [[4., 4., 4.], [3., 4., 3.], [3., 4., 2.], [1., 4., 1.]]
+    );
     assert_eq!(cache.counts().reused, [1, 3, 0, 0]);
     assert!((cache.counts().utilisation() - 4. / 12.).abs() < 1e-12);
-}
-
-struct Variant { how: u8, slots: Vec<Option<Tensor>> }
-impl Reuse for Variant {
-    fn run(&mut self, m: SubModule, compute: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
-        let i = m.index();
-        if self.how == 1 { self.slots[i] = None; }
-        let out = compute()?;
-        match self.how {
-            0 => {}
-            1 | 2 => self.slots[i] = Some(out.shallow_clone()),
-            _ => match &mut self.slots[i] { Some(s) => s.f_copy_(&out)?, s => *s = Some(out.copy()) },
-        }
-        Ok(out)
-    }
-}
-#[test]
-fn zz_measure() {
-    let _g = tch::no_grad_guard();
-    let shape = fewstep_diffusion::DitConfig { classes: 10, ..fewstep_diffusion::DitConfig::named("S/2", 32, 4).unwrap() };
-    let dit = dit(&shape);
-    for n in [2i64, 16] {
-        let x = Tensor::zeros([n, 4, 32, 32], (Kind::Float, Device::Cpu)) + 0.3;
-        let t = Tensor::zeros([n], (Kind::Float, Device::Cpu)); let y = Tensor::zeros([n], (Kind::Int64, Device::Cpu));
-        let mut v: Vec<Variant> = (0..4).map(|how| Variant { how, slots: (0..24).map(|_| None).collect() }).collect();
-        let mut best = [f64::MAX; 4];
-        for _ in 0..(96 / n) { for (k, v) in v.iter_mut().enumerate() {
-            let s = std::time::Instant::now();
-            let _ = dit.forward(&x, &t, &y, v).unwrap();
-            best[k] = best[k].min(s.elapsed().as_secs_f64() * 1e3);
-        } }
-        println!("n {n}: none {:.1} ms, handle drop-first {:.1}, handle {:.1}, copy {:.1}", best[0], best[1], best[2], best[3]);
-    }
 }

@@ -1,16 +1,14 @@
 //! One batch of trajectories as the published training runs them: latents are doubled for guidance, the model sees the first half.
 
 use fewstep_diffusion::dit::Prepared;
-use fewstep_diffusion::random::ImageNoise;
+use fewstep_diffusion::random::{self, ImageNoise, Use};
 use fewstep_diffusion::sampler::{Call, SamplerState};
 use fewstep_diffusion::Reuse;
 use tch::{Kind, Tensor};
 
 use super::mix::{self, Fill, Gates, Slots};
 use super::{Learner, Setting};
-use crate::plan::CachePlan;
-use crate::policy::Planned;
-use crate::{CachedReuse, Result};
+use crate::{CachedReuse, Planned, Result};
 
 pub(super) struct Job<'a> {
     setting: Setting<'a>,
@@ -132,10 +130,18 @@ impl<'a> Job<'a> {
     }
 }
 
-ffusion::random::{self, Use};
+/// The uncached run that a router is measured against while it learns.
+pub(super) struct Reference {
+    labels: Tensor,
+    noise: Tensor,
+    latents: Vec<Tensor>,
+}
+
+impl Reference {
+    pub(super) fn new(learner: &Learner<'_>) -> Result<Self> {
         let (dit, n) = (learner.setting.dit, learner.options.evaluate_on);
         let c = dit.config();
-        let mut rng = random::generator(learner.seed, Use::Learning, &[2]);
+        let mut rng = random::generator(learner.seed, Use::Learning, &[11]);
         let noise = random::normal(&mut rng, &[n, c.channels, c.input_size, c.input_size])?;
         let labels = random::integers(&mut rng, n, c.classes)?;
         let mut reference = Self {
@@ -171,7 +177,7 @@ ffusion::random::{self, Use};
     /// Mean squared error after each call when the router so far decides.
     pub(super) fn errors(&self, learner: &Learner<'_>) -> Result<Vec<f64>> {
         let plan = learner.plan()?;
-        let mut reuse = CachedReuse::new(Planned::new(&plan), learner.setting.dit.config());
+        let mut reuse = CachedReuse::new(Planned(&plan), learner.setting.dit.config());
         let found = self.sample(learner.setting, &mut reuse)?;
         self.latents
             .iter()

@@ -50,13 +50,8 @@ impl Learner<'_> {
         let c = self.setting.dit.config();
         let found = images.images.size();
         if found.len() != 4 || found[1..] != [c.channels, c.input_size, c.input_size] {
-            return Err(Error::Option {
-                key: "training",
-                reason: format!(
-                    "l2c expected images [M, {}, {}, {}], found {found:?}",
-                    c.channels, c.input_size, c.input_size
-                ),
-            });
+            let expected = format!("[M, {}, {}, {}]", c.channels, c.input_size, c.input_size);
+            return Err(Error::option("images", expected, format!("{found:?}")));
         }
         let (n, pairs) = (self.options.batch_size, self.setting.sampler.timesteps().len() / 2);
         let one = |rng: &mut ChaCha8Rng, end: i64| -> Result<i64> {
@@ -90,10 +85,10 @@ impl Learner<'_> {
         let mut teacher = Teacher::default();
         let (prepared, target) = tch::no_grad(|| -> Result<_> {
             let call = sampler.call(calls - 2 - draw.row);
-            let timestep = call.timestep as usize;
+            let timesteps = Tensor::f_full([n], call.timestep as i64, (Kind::Int64, device))?;
             let x = self.schedule.q_sample(
                 &draw.x.f_to_device(device)?,
-                &vec![timestep; n as usize],
+                &timesteps,
                 &draw.noise.f_to_device(device)?,
             )?;
             let t = |timestep: f64| Tensor::f_full([n], timestep, (Kind::Float, device));

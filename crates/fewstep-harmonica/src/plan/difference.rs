@@ -70,7 +70,12 @@ impl fmt::Display for PlanDifferences {
         )?;
         for step in cells.chunk_by(|a, b| a.row == b.row) {
             let row = step[0].row;
-            write!(f, "\nstep {} of {steps} (t = {})", steps - row, self.timesteps[row])?;
+            write!(
+                f,
+                "\nstep {} of {steps} (t = {})",
+                steps - row,
+                self.timesteps[row]
+            )?;
             let mut separator = ": ";
             for (who, reuses) in [("first", true), ("second", false)] {
                 let names: Vec<String> = step
@@ -99,9 +104,12 @@ mod tests {
     #[test]
     fn a_difference_reads_well() {
         let make = |cells: &'static [(usize, usize)]| {
-            CachePlan::new("table", toml::Table::new(), &conditions(4, 2), |row, column| {
-                cells.contains(&(row, column))
-            })
+            CachePlan::new(
+                "table",
+                toml::Table::new(),
+                &conditions(4, 2),
+                |row, column| cells.contains(&(row, column)),
+            )
             .unwrap()
         };
         let a = make(&[(2, 1), (2, 2), (0, 0)]);

@@ -101,7 +101,10 @@ pub(crate) fn read_with_conditions(path: &Path, default: Option<&Conditions>) ->
     let file: File = toml::from_str(&text).map_err(|e| {
         let line = line_of(e.span().map_or(0, |s| s.start));
         let message = e.message().trim().replace('\n', ", ");
-        Error::file(path, format!("line {line}: expected a cache plan, found {message}"))
+        Error::file(
+            path,
+            format!("line {line}: expected a cache plan, found {message}"),
+        )
     })?;
     let made_for = file.made_for.as_ref().or(default).ok_or_else(|| {
         Error::file(
@@ -117,12 +120,17 @@ pub(crate) fn read_with_conditions(path: &Path, default: Option<&Conditions>) ->
         let reason = format!("steps: expected {steps} lines, one for each timestep, found {found}");
         return Err(Error::file(path, reason));
     }
-    let mut reused = vec![false; steps * modules];
-    for (index, step) in file.steps.iter().enumerate() {
+    let mut rows = Vec::with_capacity(steps);
+    for step in file.steps.iter().rev() {
         let line = line_of(step.span().start);
-        let cells: Vec<char> = step.get_ref().chars().filter(|c| !c.is_whitespace()).collect();
+        let cells: Vec<char> = step
+            .get_ref()
+            .chars()
+            .filter(|c| !c.is_whitespace())
+            .collect();
         if let Some(c) = cells.iter().find(|c| !['C', '.'].contains(c)) {
-            let reason = format!("line {line}: expected C or a dot for each sub-module, found `{c}`");
+            let reason =
+                format!("line {line}: expected C or a dot for each sub-module, found `{c}`");
             return Err(Error::file(path, reason));
         }
         if cells.len() != modules {
@@ -130,14 +138,11 @@ pub(crate) fn read_with_conditions(path: &Path, default: Option<&Conditions>) ->
             let reason = format!("line {line}: expected {modules} sub-modules, found {found}");
             return Err(Error::file(path, reason));
         }
-        let row = steps - 1 - index;
-        for (to, c) in reused[row * modules..].iter_mut().zip(cells) {
-            *to = c == '.';
-        }
+        rows.push(cells);
     }
     let policy = file.policy.as_deref().unwrap_or(crate::policy::TABLE);
     let mut plan = CachePlan::new(policy, file.settings, made_for, |row, column| {
-        reused[row * modules + column]
+        rows[row][column] == '.'
     })
     .map_err(in_file)?;
     if let Some(created_by) = file.created_by {
@@ -197,29 +202,64 @@ mod tests {
         let path = folder.path().join("plan.toml");
         let good = plan(3, 2, 6).to_toml().unwrap();
         let cases = [
-            (("\".. CC\"", "\".. CX\""), "line 8: expected C or a dot for each sub-module, found `X`"),
-            (("\".. CC\"", "\".. C\""), "line 8: expected 4 sub-modules, found 3"),
-            (("    \".. CC\",", "    "), "steps: expected 3 lines, one for each timestep, found 2"),
-            (("\"CC CC\"", "\"CC .C\""), "the first executed step: expected every sub-module computed"),
-            (("made_for", "made_of"), "line 12: expected a cache plan, found unknown field `made_of`"),
-            (("policy = ", "policy = 3 # "), "line 4: expected a cache plan, found invalid type: integer `3`"),
+            (
+                ("\".. CC\"", "\".. CX\""),
+                "line 8: expected C or a dot for each sub-module, found `X`",
+            ),
+            (
+                ("\".. CC\"", "\".. C\""),
+                "line 8: expected 4 sub-modules, found 3",
+            ),
+            (
+                ("    \".. CC\",", "    "),
+                "steps: expected 3 lines, one for each timestep, found 2",
+            ),
+            (
+                ("\"CC CC\"", "\"CC .C\""),
+                "the first executed step: expected every sub-module computed",
+            ),
+            (
+                ("made_for", "made_of"),
+                "line 12: expected a cache plan, found unknown field `made_of`",
+            ),
+            (
+                ("policy = ", "policy = 3 # "),
+                "line 4: expected a cache plan, found invalid type: integer `3`",
+            ),
             (("steps = [", "steps = "), "line 6: expected a cache plan"),
-            (("scale = 1.5", "scale = -1"), "guidance.scale: expected a number from 0, found -1"),
-            (("scale = 1.5", "scale = nan"), "guidance.scale: expected a number from 0, found NaN"),
-            (("heads = 3", "heads = 5"), "shape.heads: expected a divisor of the width 24, found 5"),
-            (("timesteps = [", "timesteps = [inf, "), "timesteps: expected finite numbers, found inf"),
+            (
+                ("scale = 1.5", "scale = -1"),
+                "guidance.scale: expected a number from 0, found -1",
+            ),
+            (
+                ("scale = 1.5", "scale = nan"),
+                "guidance.scale: expected a number from 0, found NaN",
+            ),
+            (
+                ("heads = 3", "heads = 5"),
+                "shape.heads: expected a divisor of the width 24, found 5",
+            ),
+            (
+                ("timesteps = [", "timesteps = [inf, "),
+                "timesteps: expected finite numbers, found inf",
+            ),
         ];
         for ((from, to), expected) in cases {
             assert!(good.contains(from), "{good}");
             std::fs::write(&path, good.replace(from, to)).unwrap();
             let e = CachePlan::load(&path).unwrap_err().to_string();
-            assert!(e.contains("plan.toml: ") && e.contains(expected), "{e}\n{expected}");
+            assert!(
+                e.contains("plan.toml: ") && e.contains(expected),
+                "{e}\n{expected}"
+            );
             assert_eq!(e.lines().count(), 1, "{e}");
         }
         std::fs::write(&path, "steps = [\"CC\"]").unwrap();
         let e = CachePlan::load(&path).unwrap_err().to_string();
         assert!(e.contains("expected a table `made_for`"), "{e}");
-        let e = CachePlan::load(&folder.path().join("absent.toml")).unwrap_err().to_string();
+        let e = CachePlan::load(&folder.path().join("absent.toml"))
+            .unwrap_err()
+            .to_string();
         assert!(e.contains("absent.toml: "), "{e}");
     }
 }

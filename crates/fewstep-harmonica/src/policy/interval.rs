@@ -39,7 +39,11 @@ pub fn interval(
     let steps = made_for.steps();
     if !(first <= last && last < steps) {
         let expected = format!("first ≤ last ≤ {}", steps.saturating_sub(1));
-        return Err(Error::option("window", expected, format!("{first} to {last}")));
+        return Err(Error::option(
+            "window",
+            expected,
+            format!("{first} to {last}"),
+        ));
     }
     let settings = toml! {
         first = (first as i64)
@@ -83,7 +87,10 @@ mod tests {
         assert_eq!(calls(&fora(&c, 99).unwrap()), "C.........");
         assert_eq!(calls(&interval(&c, 0, 5, 2).unwrap()), "C.C.C.CCCC");
         assert_eq!(calls(&interval(&c, 2, 8, 3).unwrap()), "CCC..C..CC");
-        assert_eq!(fora(&c, 3).unwrap().settings()["interval"].as_integer(), Some(3));
+        assert_eq!(
+            fora(&c, 3).unwrap().settings()["interval"].as_integer(),
+            Some(3)
+        );
     }
 
     #[test]

@@ -37,7 +37,11 @@ pub fn random(made_for: &Conditions, utilisation: f64, seed: u64) -> Result<Cach
 ///
 /// # Errors
 /// A saving that the first step leaves no room for.
-pub fn random_at_mac_saving(made_for: &Conditions, mac_saving: f64, seed: u64) -> Result<CachePlan> {
+pub fn random_at_mac_saving(
+    made_for: &Conditions,
+    mac_saving: f64,
+    seed: u64,
+) -> Result<CachePlan> {
     made_for.validate()?;
     let settings = toml! { seed = (seed_value(seed)) };
     let scores = scores(made_for, seed)?;
@@ -72,7 +76,14 @@ mod tests {
         }
         assert_eq!(random(&c, 0.5, 5).unwrap(), random(&c, 0.5, 5).unwrap());
         let other = random(&c, 0.5, 6).unwrap();
-        assert!(!random(&c, 0.5, 5).unwrap().diff(&other).unwrap().cells.is_empty());
+        assert!(
+            !random(&c, 0.5, 5)
+                .unwrap()
+                .diff(&other)
+                .unwrap()
+                .cells
+                .is_empty()
+        );
         assert_eq!(
             random(&c, 0.95, 5).unwrap_err().to_string(),
             "utilisation: expected 0 to 0.9000, found 0.95"
@@ -85,7 +96,11 @@ mod tests {
         let cell = c.macs(0, 1) as f64 / c.total_macs() as f64;
         for seed in 0..20 {
             let plan = random_at_mac_saving(&c, 0.4, seed).unwrap();
-            assert!((0.4..0.4 + cell).contains(&plan.mac_saving()), "{}", plan.mac_saving());
+            assert!(
+                (0.4..0.4 + cell).contains(&plan.mac_saving()),
+                "{}",
+                plan.mac_saving()
+            );
         }
     }
 }

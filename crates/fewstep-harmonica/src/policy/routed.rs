@@ -113,7 +113,11 @@ mod tests {
 
     #[test]
     fn the_threshold_is_strict_and_the_first_row_computes_whatever_its_logits_say() {
-        let rows = vec![vec![0., 0.1, -4., 4.], vec![-0.1, 0., 0., 5.], vec![-5., 0., 0., -1.]];
+        let rows = vec![
+            vec![0., 0.1, -4., 4.],
+            vec![-0.1, 0., 0., 5.],
+            vec![-5., 0., 0., -1.],
+        ];
         let router = Router::from_logits(&conditions(3, 2), 0.5, rows).unwrap();
         let plan = harmonica(&router, 0.5).unwrap();
         assert_eq!(plan.row(0), [true, false, true, false]);
@@ -147,7 +151,8 @@ mod tests {
             .unwrap()
         };
         for target in [0.01, 0.1, 0.2, 0.3, 0.5, 0.7] {
-            let plan = plan_at_mac_saving("table", toml::Table::new(), &c, &scores, target).unwrap();
+            let plan =
+                plan_at_mac_saving("table", toml::Table::new(), &c, &scores, target).unwrap();
             let threshold = plan.settings()["threshold"].as_float().unwrap();
             assert!(plan.mac_saving() >= target);
             assert!(at(threshold - 1.).mac_saving() < target);
@@ -157,8 +162,15 @@ mod tests {
         let plan = plan_at_mac_saving("table", toml::Table::new(), &c, &scores, most).unwrap();
         assert_eq!(plan.reused(), 16);
         let e = plan_at_mac_saving("table", toml::Table::new(), &c, &scores, 0.9).unwrap_err();
-        assert!(e.to_string().starts_with("mac_saving: expected above 0 to 0."), "{e}");
+        assert!(
+            e.to_string()
+                .starts_with("mac_saving: expected above 0 to 0."),
+            "{e}"
+        );
         let e = plan_at_mac_saving("table", toml::Table::new(), &c, &scores[1..], 0.3).unwrap_err();
-        assert_eq!(e.to_string(), "scores: expected 5 rows of 4, found 4 of up to 4");
+        assert_eq!(
+            e.to_string(),
+            "scores: expected 5 rows of 4, found 4 of up to 4"
+        );
     }
 }

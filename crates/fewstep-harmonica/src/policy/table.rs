@@ -28,11 +28,17 @@ mod tests {
         assert_eq!(plan.row(1), [false, true, true, false]);
         assert_eq!(plan.row(0), [true, false, false, true]);
         let e = table(&path, &conditions(4, 2)).unwrap_err().to_string();
-        assert!(e.ends_with("hand.toml: steps: expected 4 lines, one for each timestep, found 3"), "{e}");
+        assert!(
+            e.ends_with("hand.toml: steps: expected 4 lines, one for each timestep, found 3"),
+            "{e}"
+        );
         plan.save(&path).unwrap();
         let mut job = conditions(3, 2);
         job.sampler = "ddpm".into();
         let e = table(&path, &job).unwrap_err().to_string();
-        assert!(e.ends_with("hand.toml does not fit: sampler: made for ddim, found ddpm"), "{e}");
+        assert!(
+            e.ends_with("hand.toml does not fit: sampler: made for ddim, found ddpm"),
+            "{e}"
+        );
     }
 }

@@ -30,7 +30,10 @@ pub fn import(path: &Path, made_for: &Conditions, threshold: f64) -> Result<Rout
             let key = format!("{row}.prob");
             let t = routers.get(&key).ok_or_else(|| {
                 let found: Vec<&str> = routers.keys().take(3).map(String::as_str).collect();
-                let reason = format!("routers: expected `{key}`, found `{}` …", found.join("`, `"));
+                let reason = format!(
+                    "routers: expected `{key}`, found `{}` …",
+                    found.join("`, `")
+                );
                 Error::file(path, reason)
             })?;
             if t.dim() != 1 {
@@ -43,7 +46,9 @@ pub fn import(path: &Path, made_for: &Conditions, threshold: f64) -> Result<Rout
     let router = Router::from_logits(made_for, threshold, logits)
         .map_err(|e| Error::file(path, e.to_string()))?;
     let args: serde_json::Map<_, _> = match file.get("args") {
-        Some(Value::Object { state: Some(state), .. }) => attributes(state).collect(),
+        Some(Value::Object {
+            state: Some(state), ..
+        }) => attributes(state).collect(),
         _ => serde_json::Map::new(),
     };
     Ok(router.with_training(json!({ "published_args": args })))
@@ -51,17 +56,21 @@ pub fn import(path: &Path, made_for: &Conditions, threshold: f64) -> Result<Rout
 
 /// The attributes that are plain values.
 fn attributes(state: &Value) -> impl Iterator<Item = (String, serde_json::Value)> {
-    state.as_dict().unwrap_or_default().iter().filter_map(|(key, value)| {
-        let value = match value {
-            Value::None => json!(null),
-            Value::Bool(b) => json!(b),
-            Value::Int(i) => json!(i),
-            Value::Float(x) => json!(x),
-            Value::Str(s) => json!(s),
-            _ => return None,
-        };
-        Some((key.as_str()?.to_owned(), value))
-    })
+    state
+        .as_dict()
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|(key, value)| {
+            let value = match value {
+                Value::None => json!(null),
+                Value::Bool(b) => json!(b),
+                Value::Int(i) => json!(i),
+                Value::Float(x) => json!(x),
+                Value::Str(s) => json!(s),
+                _ => return None,
+            };
+            Some((key.as_str()?.to_owned(), value))
+        })
 }
 
 /// Writes HarmoniCa's layout, which its sampling script reads with its own options `--path` and `--thres`. The optimiser's state
@@ -137,7 +146,8 @@ mod tests {
     /// DiT-XL/2 at 256 pixels with 20 steps of DDIM.
     fn published() -> Conditions {
         let timesteps = [
-            0, 53, 105, 158, 210, 263, 315, 368, 421, 473, 526, 578, 631, 684, 736, 789, 841, 894, 946, 999,
+            0, 53, 105, 158, 210, 263, 315, 368, 421, 473, 526, 578, 631, 684, 736, 789, 841, 894,
+            946, 999,
         ];
         Conditions {
             model: None,
@@ -173,10 +183,18 @@ mod tests {
         export(&router, &copy).unwrap();
         let again = import(&copy, &published(), 0.1).unwrap();
         assert_eq!(again.logits(), router.logits());
-        assert_eq!(again.training()["published_args"]["model"], json!("DiT-XL/2"));
+        assert_eq!(
+            again.training()["published_args"]["model"],
+            json!("DiT-XL/2")
+        );
 
-        let e = import(&path, &conditions(20, 2), 0.1).unwrap_err().to_string();
-        assert!(e.ends_with("logits: expected 4 in row 0, one for each sub-module, found 56"), "{e}");
+        let e = import(&path, &conditions(20, 2), 0.1)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.ends_with("logits: expected 4 in row 0, one for each sub-module, found 56"),
+            "{e}"
+        );
     }
 
     #[test]
@@ -189,14 +207,29 @@ mod tests {
         let back = import(&path, &c, 0.1).unwrap();
         assert_eq!(back.logits(), router.logits());
         let args = &back.training()["published_args"];
-        assert_eq!(*args, json!({"num_sampling_steps": 12, "cfg_scale": 1.5, "ste_threshold": 0.1}));
+        assert_eq!(
+            *args,
+            json!({"num_sampling_steps": 12, "cfg_scale": 1.5, "ste_threshold": 0.1})
+        );
 
         torch_file::save(&path, &Value::dict([("model", Value::None)])).unwrap();
         let e = import(&path, &c, 0.1).unwrap_err().to_string();
-        assert!(e.ends_with("router.pt: expected a published router with tensors in `routers`, found none"), "{e}");
+        assert!(
+            e.ends_with(
+                "router.pt: expected a published router with tensors in `routers`, found none"
+            ),
+            "{e}"
+        );
         let one = Value::Tensor(Tensor::from_slice(&[1f32]));
-        torch_file::save(&path, &Value::dict([("routers", Value::dict([("a.prob", one)]))])).unwrap();
+        torch_file::save(
+            &path,
+            &Value::dict([("routers", Value::dict([("a.prob", one)]))]),
+        )
+        .unwrap();
         let e = import(&path, &c, 0.1).unwrap_err().to_string();
-        assert!(e.ends_with("routers: expected `0.prob`, found `a.prob` …"), "{e}");
+        assert!(
+            e.ends_with("routers: expected `0.prob`, found `a.prob` …"),
+            "{e}"
+        );
     }
 }

@@ -15,8 +15,8 @@ pub(super) type Reason<T> = Result<T, String>;
 /// The index of a node.
 pub(super) type Id = u32;
 
-/// So many objects fit into half a gigabyte; published checkpoints have some ten thousands.
-pub(super) const MAX_OBJECTS: usize = 8_000_000;
+/// So many objects take some 100 MB; published checkpoints have some ten thousands.
+pub(super) const MAX_OBJECTS: usize = 2_000_000;
 
 /// A name in the file (`argparse.Namespace`) is at most this long.
 const MAX_NAME: u64 = 1_000;

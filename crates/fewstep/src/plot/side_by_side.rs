@@ -18,7 +18,7 @@ pub struct CaptionedImages {
     pub latency_ms: Option<f64>,
     /// Mean squared error of x0 against the uncached run.
     pub mse: Option<f64>,
-    /// [N, height, width, 1 or 3]; the same order of images for every policy.
+    /// `[N, height, width, 1 or 3]`; the same order of images for every policy.
     pub images: Array4<u8>,
 }
 
