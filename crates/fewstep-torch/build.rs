@@ -22,6 +22,7 @@ fn main() -> Result<(), String> {
         .include(root.join("include/torch/csrc/api/include"))
         .file("cpp/neuron.cpp")
         .file("cpp/optim.cpp")
+        .file("cpp/transformer.cpp")
         .compile("fewstep_shim");
 
     // cargo puts a native search folder inside OUT_DIR on the library path of everything it runs (tests, doctests, binaries),

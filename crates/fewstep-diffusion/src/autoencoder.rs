@@ -10,7 +10,7 @@ mod tiny;
 
 use std::path::Path;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::random::NoiseSource;
 use crate::{Convention, Error, Result, load};
@@ -44,11 +44,11 @@ pub trait Autoencoder {
     fn factor(&self) -> i64;
 }
 
-/// The autoencoder of a folder of diffusers, from its `vae/` or that folder itself: the tiny one where config.json says so.
+/// The autoencoder of a folder of diffusers in float32, from its `vae/` or that folder itself: the tiny one where config.json says so.
 ///
 /// # Errors
 /// As [`AutoencoderKl::load`].
-pub fn load(folder: &Path) -> Result<Box<dyn Autoencoder>> {
+pub fn load(folder: &Path, device: Device) -> Result<Box<dyn Autoencoder>> {
     let config = config_file(folder);
     let text = std::fs::read_to_string(&config).map_err(|e| Error::File {
         path: config,
@@ -57,9 +57,10 @@ pub fn load(folder: &Path) -> Result<Box<dyn Autoencoder>> {
     if text.contains("\"AutoencoderTiny\"") {
         let tensors = load::vae(folder)?.tensors;
         let tiny = TinyAutoencoder::from_tensors(tensors, &folder.display().to_string())?;
-        return Ok(Box::new(tiny));
+        return Ok(Box::new(tiny.to(device, Kind::Float)?));
     }
-    Ok(Box::new(AutoencoderKl::load(folder)?))
+    let kl = AutoencoderKl::load(folder)?;
+    Ok(Box::new(kl.to(device, Kind::Float)?))
 }
 
 fn config_file(folder: &Path) -> std::path::PathBuf {
@@ -133,8 +134,6 @@ fn decoded_pixels(latents: &Tensor, channels: i64, factor: i64) -> Result<i64> {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-
-    use tch::Device;
 
     use super::*;
 

@@ -9,6 +9,7 @@ mod embed;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use fewstep_torch::ops::{self, Activation};
 use fewstep_torch::{Checkpoint, checkpoint};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
@@ -93,7 +94,7 @@ struct Linear {
 
 impl Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+        Ok(ops::linear(x, &self.weight, &self.bias, Activation::None)?)
     }
 }
 
@@ -351,6 +352,14 @@ impl Dit {
         Self::from_checkpoint(&Checkpoint::load(path)?, "", path)
     }
 
+    /// The same from the bytes of such a file; `path` names them in errors.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::from_bytes(bytes, path)?, "", path)
+    }
+
     /// The model in the tensors of `file` whose names begin with `prefix`.
     pub(crate) fn from_checkpoint(file: &Checkpoint, prefix: &str, path: &Path) -> Result<Self> {
         let error = |reason: String| Error::File {
@@ -452,17 +461,22 @@ impl Dit {
             let module = SubModule::at(index);
             let block = &self.blocks[module.block];
             let out = reuse.run(module, &mut || {
-                let modulated = modulate(&x, m, c.block_norm_eps(module.kind))?;
+                let eps = c.block_norm_eps(module.kind);
+                let modulated = ops::modulate(&x, &m.shift, &m.factor, eps)?;
                 match module.kind {
                     SubModuleKind::Attention => block.attention(&modulated, c.heads),
                     SubModuleKind::Mlp => block.mlp(&modulated),
                 }
             })?;
-            x = x.f_addcmul(&m.gate, &out)?;
+            // From the first sum on, nobody but this loop holds the tokens.
+            x = match index == 0 || ops::grad_enabled() {
+                true => x.f_addcmul(&m.gate, &out)?,
+                false => x.f_addcmul_(&m.gate, &out)?,
+            };
         }
         let (shift, factor) = &prepared.last;
-        let x = norm(&x, embed::NORM_EPS)?;
-        let x = self.last.forward(&shift.f_addcmul(&x, factor)?)?;
+        let x = ops::modulate(&x, shift, factor, embed::NORM_EPS)?;
+        let x = self.last.forward(&x)?;
         let (n, g, p) = (x.size()[0], c.input_size / c.patch, c.patch);
         let x = x.f_view([n, g, g, p, p, c.output_channels()])?;
         let x = x.f_permute([0, 5, 1, 3, 2, 4])?;
@@ -508,17 +522,9 @@ impl Block {
     }
 
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.fc1.forward(x)?.f_gelu("tanh")?)
+        let hidden = ops::linear(x, &self.fc1.weight, &self.fc1.bias, Activation::Gelu)?;
+        self.fc2.forward(&hidden)
     }
-}
-
-fn norm(x: &Tensor, eps: f64) -> Result<Tensor> {
-    let width = x.size().last().copied().unwrap_or(1);
-    Ok(x.f_layer_norm([width], None::<Tensor>, None::<Tensor>, eps, false)?)
-}
-
-fn modulate(x: &Tensor, m: &Modulation, eps: f64) -> Result<Tensor> {
-    Ok(m.shift.f_addcmul(&norm(x, eps)?, &m.factor)?)
 }
 
 #[cfg(test)]

@@ -155,16 +155,22 @@ impl Denoiser for Guided<'_> {
         self.reuse.begin(call);
         let n = x.size().first().copied().unwrap_or(0);
         let time = |n: i64| Tensor::f_full([n], call.timestep, (Kind::Float, self.dit.device()));
-        if !self.guidance.applies(call.timestep) {
-            return self.dit.forward(x, &time(n)?, &self.labels, self.reuse);
-        }
-        let both = Tensor::f_cat(&[x, x], 0)?;
-        let output = self
-            .dit
-            .forward(&both, &time(2 * n)?, &self.both, self.reuse)?;
-        Ok(self
-            .guidance
-            .combine(self.dit, &output)?
-            .f_narrow(0, 0, n)?)
+        let output = if self.guidance.applies(call.timestep) {
+            let both = Tensor::f_cat(&[x, x], 0)?;
+            let output = self
+                .dit
+                .forward(&both, &time(2 * n)?, &self.both, self.reuse)?;
+            self.guidance
+                .combine(self.dit, &output)?
+                .f_narrow(0, 0, n)?
+        } else {
+            self.dit.forward(x, &time(n)?, &self.labels, self.reuse)?
+        };
+        let config = self.dit.config();
+        Ok(match config.convention {
+            Convention::Original => output,
+            // The variance is the sampler's own.
+            Convention::Diffusers => output.f_narrow(1, 0, config.channels)?,
+        })
     }
 }

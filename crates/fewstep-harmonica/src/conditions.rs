@@ -99,8 +99,12 @@ impl Conditions {
 
     /// Multiply-accumulate operations of all calls for one image when everything is computed.
     pub fn total_macs(&self) -> u64 {
-        let passes: u64 = (0..self.steps()).map(|row| self.passes(row)).sum();
-        passes * self.shape.macs().total()
+        (0..self.steps()).map(|row| self.macs_of_call(row)).sum()
+    }
+
+    /// Multiply-accumulate operations of the call of this row for one image when everything is computed.
+    pub fn macs_of_call(&self, row: usize) -> u64 {
+        self.passes(row) * self.shape.macs().total()
     }
 
     fn passes(&self, row: usize) -> u64 {
@@ -174,7 +178,6 @@ fn entries<T: Serialize>(of: &T) -> BTreeMap<String, Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::testing::conditions;
 
     #[test]

@@ -285,7 +285,7 @@ pub fn learn(
             key: key.to_owned(),
             reason,
         })?;
-    for (_, mut p) in setting.dit.parameters() {
+    for (_, p) in setting.dit.parameters() {
         let _ = p.f_set_requires_grad(false)?;
     }
     let mut learner = Learner::new(setting, options, seed)?;

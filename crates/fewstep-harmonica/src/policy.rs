@@ -13,7 +13,7 @@ use crate::CachePlan;
 
 pub use interval::{fora, interval, none};
 pub use random::{random, random_at_mac_saving};
-pub use routed::{harmonica, harmonica_at_mac_saving, l2c, plan_at_mac_saving};
+pub use routed::{harmonica, harmonica_at_mac_saving, l2c, l2c_at_mac_saving, plan_at_mac_saving};
 pub use table::table;
 
 /// Everything computed.

@@ -79,7 +79,8 @@ impl Router {
                 random::normal(&mut rng, &[steps as i64, modules as i64])? * std + mean
             }
             RouterInit::Constant { logit } => {
-                if !(logit.abs() <= f64::from(LOGIT_LIMIT)) {
+                let limit = f64::from(LOGIT_LIMIT);
+                if !(-limit..=limit).contains(&logit) {
                     return Err(Error::option("init", "a logit from -5 to 5", logit));
                 }
                 Tensor::f_full(

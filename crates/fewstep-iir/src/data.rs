@@ -166,6 +166,16 @@ impl Data {
         (self.train.len(), self.validation.len(), self.test.len())
     }
 
+    /// Images for training, without augmentation.
+    pub fn train(&self) -> &Arc<dyn Dataset> {
+        &self.train
+    }
+
+    /// What pixels are normalised with.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
     /// Shape of the images that enter the network.
     pub fn shape(&self) -> ImageShape {
         self.augment.output_shape(self.train.shape())

@@ -110,6 +110,8 @@ struct Extras<'a> {
     state: Option<&'a mut Vec<Option<Tensor>>>,
     /// Stop here and return this unit's current instead of logits.
     current_of: Option<usize>,
+    /// Return what enters the read-out instead of logits.
+    features: bool,
 }
 
 impl Network {
@@ -269,6 +271,19 @@ impl Network {
         )
     }
 
+    /// What enters the read-out, `[N, features]`, of the artificial network: features to compare sets of images by.
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+        let extras = Extras {
+            features: true,
+            ..Extras::default()
+        };
+        let input = Input::Direct(images);
+        Ok(self.run(input, &Forward::analog(), extras)?.logits)
+    }
+
     /// The current `[T, N, C, …]` (`[1, N, C, …]` for the first unit under direct encoding) that meets the neurons of unit number `unit`,
     /// with everything before it spiking. `state` holds the membrane potentials between calls, so that many timesteps can be fed in
     /// chunks; start with an empty one.
@@ -322,6 +337,12 @@ impl Network {
                 } else {
                     x
                 };
+                if extras.features {
+                    return Ok(Output {
+                        logits: summed,
+                        operations,
+                    });
+                }
                 return Ok(Output {
                     logits: unit.synapse.apply(&summed, options.train)?,
                     operations,

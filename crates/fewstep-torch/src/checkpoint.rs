@@ -110,18 +110,29 @@ impl Checkpoint {
     /// # Errors
     /// The file is absent, truncated, not safetensors, or holds a type that libtorch lacks.
     pub fn load(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| Error::File {
+            path: path.into(),
+            reason: e.to_string(),
+        })?;
+        Self::from_bytes(&bytes, path)
+    }
+
+    /// Reads the bytes of a file onto the CPU; `path` names them in errors.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
         let file_error = |reason: String| Error::File {
             path: path.into(),
             reason,
         };
-        let bytes = std::fs::read(path).map_err(|e| file_error(e.to_string()))?;
         let not_ours = |e: safetensors::SafeTensorError| {
             file_error(format!(
                 "expected a whole safetensors file, found {} bytes that are not one ({e})",
                 bytes.len()
             ))
         };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_ours)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_ours)?;
         let strings = header
             .metadata()
             .iter()
@@ -129,7 +140,7 @@ impl Checkpoint {
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect();
         let mut tensors = BTreeMap::new();
-        for (name, view) in SafeTensors::deserialize(&bytes).map_err(not_ours)?.iter() {
+        for (name, view) in SafeTensors::deserialize(bytes).map_err(not_ours)?.iter() {
             let kind = kind_of(view.dtype()).ok_or_else(|| {
                 file_error(format!(
                     "tensor `{name}` has type {:?}, which libtorch lacks",

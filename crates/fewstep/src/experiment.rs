@@ -1,6 +1,7 @@
 //! A config file as a struct.
 
 mod dit;
+mod harmonica;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use fewstep_torch::DeviceChoice;
 use serde::{Deserialize, Serialize};
 
 pub use dit::{DitExperiment, DitSection, Precision};
+pub use harmonica::{Evaluation, HarmonicaExperiment, ModelSection, Policy};
 
 /// What a config describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

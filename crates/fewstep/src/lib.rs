@@ -11,6 +11,7 @@
 //! assert!(error.to_string().contains("did you mean `snn.timesteps`?"), "{error}");
 //! ```
 
+pub mod classifier;
 pub mod commands;
 pub mod config;
 pub mod experiment;

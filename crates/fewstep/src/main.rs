@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use fewstep::commands::{bench, data, demo, run};
+use fewstep::commands::{bench, data, demo, plan, router, run, sample};
 
 /// Networks that pay for time, paying less of it.
 #[derive(Parser)]
@@ -24,6 +24,14 @@ enum Command {
     Run(run::Options),
     /// Train an IIR-SNN down to one timestep on real digits and show what it won (2 minutes)
     Demo(demo::Options),
+    /// Sample images from a diffusion transformer, with or without a cache
+    Sample(Box<sample::Options>),
+    /// Make, show and compare cache plans
+    #[command(subcommand)]
+    Plan(plan::Command),
+    /// Show learned routers; import and export published ones
+    #[command(subcommand)]
+    Router(router::Command),
     /// Look at data sets, or fetch one
     #[command(subcommand)]
     Data(data::Command),
@@ -39,10 +47,13 @@ fn main() -> ExitCode {
         .init();
     fewstep_torch::device::keep_memory();
     let result = match Cli::parse().command {
-        Some(Command::Run(o)) => run::run(&o),
-        Some(Command::Demo(o)) => demo::demo(&o),
-        Some(Command::Data(c)) => data::data(&c),
-        Some(Command::Bench(o)) => bench::bench(&o),
+        Some(Command::Run(o)) => run::run(&o).map(done),
+        Some(Command::Demo(o)) => demo::demo(&o).map(done),
+        Some(Command::Sample(o)) => sample::sample(&o).map(done),
+        Some(Command::Plan(c)) => plan::plan(&c),
+        Some(Command::Router(c)) => router::router(&c).map(done),
+        Some(Command::Data(c)) => data::data(&c).map(done),
+        Some(Command::Bench(o)) => bench::bench(&o).map(done),
         None => {
             // Nothing was asked: show what can be.
             return if Cli::command().print_help().is_ok() {
@@ -53,11 +64,15 @@ fn main() -> ExitCode {
         }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             // The outermost message is the whole sentence; what it wraps is already in it.
             eprintln!("error: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn done((): ()) -> ExitCode {
+    ExitCode::SUCCESS
 }

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use comfy_table::{CellAlignment, Table, TableStyle, presets};
+use comfy_table::{CellAlignment, Table, presets};
 
 /// One line of the table. What was not measured is `None` and shown as `-`, as is NaN.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -55,36 +55,43 @@ const HEADER: [&str; 7] = [
 
 /// The table as text, without a line break at its end.
 pub fn table(rows: &[ReportRow], style: Style) -> String {
-    let frame = match style {
-        Style::Boxes => presets::UTF8_FULL_CONDENSED,
-        Style::Plain => presets::ASCII_FULL_CONDENSED,
-    };
-    draw(rows, frame)
+    text(&HEADER, &rows.iter().map(cells).collect::<Vec<_>>(), style)
 }
 
 /// The table as Markdown, without a line break at its end.
 pub fn to_markdown(rows: &[ReportRow]) -> String {
-    let cell = |text: String| text.replace('|', "\\|");
-    let mut lines = vec![
-        format!("| {} |", HEADER.join(" | ")),
-        format!("| --- |{}", " ---: |".repeat(HEADER.len() - 1)),
-    ];
-    for row in rows {
-        lines.push(format!("| {} |", cells(row).map(cell).join(" | ")));
-    }
-    lines.join("\n")
+    markdown(&HEADER, &rows.iter().map(cells).collect::<Vec<_>>())
 }
 
-fn draw(rows: &[ReportRow], frame: TableStyle) -> String {
+/// Any table as text: the first column is words, the others are numbers.
+pub fn text<const N: usize>(header: &[&str; N], rows: &[[String; N]], style: Style) -> String {
     let mut table = Table::new();
-    table.load_style(frame).set_header(HEADER);
+    table
+        .load_style(match style {
+            Style::Boxes => presets::UTF8_FULL_CONDENSED,
+            Style::Plain => presets::ASCII_FULL_CONDENSED,
+        })
+        .set_header(header);
     for row in rows {
-        table.add_row(cells(row));
+        table.add_row(row);
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.trim_fmt()
+}
+
+/// Any table as Markdown.
+pub fn markdown<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> String {
+    let cell = |text: &String| text.replace('|', "\\|");
+    let mut lines = vec![
+        format!("| {} |", header.join(" | ")),
+        format!("| --- |{}", " ---: |".repeat(N - 1)),
+    ];
+    for row in rows {
+        lines.push(format!("| {} |", row.each_ref().map(cell).join(" | ")));
+    }
+    lines.join("\n")
 }
 
 fn cells(row: &ReportRow) -> [String; 7] {

@@ -2,9 +2,38 @@
 
 use fewstep_diffusion::random::ImageNoise;
 use fewstep_diffusion::sampler::{self, Sampler};
-use fewstep_diffusion::{Dit, Guidance, Guided, Result, Reuse, dit::ComputeAll};
+use fewstep_diffusion::load::{self, LoadOptions};
+use fewstep_diffusion::{Convention, Dit, Guidance, Guided, Result, Reuse, dit::ComputeAll};
+use std::path::Path;
+
 use ndarray::Array4;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+
+/// The DiT that fewstep carries, trained by `configs/harmonica/digits-dit.toml`.
+const DIGITS: &[u8] =
+    include_bytes!("../../../configs/harmonica/weights/digits-dit.safetensors");
+
+/// A trained DiT: a file or folder in any layout that `fewstep_diffusion::load` reads, or `digits`, the one that fewstep carries.
+///
+/// # Errors
+/// There is none, or it is none; or the device lacks the memory.
+pub fn open_model(
+    checkpoint: &str,
+    convention: Convention,
+    device: Device,
+) -> Result<Dit> {
+    let dit = match checkpoint {
+        "digits" => Dit::from_bytes(DIGITS, Path::new("the carried DiT"))?,
+        _ => load::dit(
+            Path::new(checkpoint),
+            &LoadOptions {
+                convention,
+                ..LoadOptions::default()
+            },
+        )?,
+    };
+    dit.to(device, Kind::Float)
+}
 
 /// What is sampled, and how.
 #[derive(Clone, Copy)]
@@ -72,13 +101,15 @@ pub fn labels_in_turn(images: u64, classes: usize) -> Vec<i64> {
 /// # Errors
 /// libtorch refuses.
 pub fn to_pixels(x: &Tensor) -> Result<Array4<u8>> {
-    let bytes = x
-        .f_mul_scalar(127.5)?
-        .f_add_scalar(128.)?
-        .f_clamp(0., 255.)?
-        .f_to_kind(Kind::Uint8)?
-        .f_permute([0, 2, 3, 1])?
-        .f_contiguous()?;
+    to_pixels_as(x, Convention::Original)
+}
+
+/// The same, rounded as this convention does it.
+///
+/// # Errors
+/// libtorch refuses.
+pub fn to_pixels_as(x: &Tensor, convention: Convention) -> Result<Array4<u8>> {
+    let bytes = fewstep_diffusion::autoencoder::to_pixels(x, convention)?;
     let size: Vec<usize> = bytes.size().iter().map(|&d| d as usize).collect();
     let pixels = Vec::<u8>::try_from(bytes.f_flatten(0, -1)?)?;
     Ok(Array4::from_shape_vec((size[0], size[1], size[2], size[3]), pixels).unwrap_or_default())

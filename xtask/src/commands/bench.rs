@@ -128,7 +128,7 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
 }
 
 /// The interpreter with the peers: FEWSTEP_BENCH_PYTHON, else a virtual environment made under target/ once.
-fn python(checkout: &Checkout) -> Result<PathBuf> {
+pub(super) fn python(checkout: &Checkout) -> Result<PathBuf> {
     if let Some(python) = env::var_os("FEWSTEP_BENCH_PYTHON") {
         return Ok(python.into());
     }

@@ -109,14 +109,25 @@ fn ci_stops_at_a_failing_check_and_names_it() {
 }
 
 #[test]
-fn slow_tests_run_only_on_request() {
-    let sandbox = with_cargo("exit 0");
+fn slow_tests_run_only_on_request_and_get_the_python_of_the_benchmarks() {
+    let sandbox = with_cargo(r#"echo "python: $FEWSTEP_BENCH_PYTHON""#);
+    let slow = |key: &str, value: &str| {
+        let mut command = sandbox.xtask(&["test", "--slow"]);
+        command
+            .env("CARGO", sandbox.path("bin/fake-cargo"))
+            .env_remove("FEWSTEP_XL")
+            .env(key, value);
+        said(&mut command)
+    };
     assert_eq!(run(&sandbox, &["test"]).code, Some(0));
-    assert_eq!(run(&sandbox, &["test", "--slow"]).code, Some(0));
-    assert_eq!(
-        asked(&sandbox),
-        ["test --workspace", "test --workspace -- --include-ignored"]
-    );
+    let answer = slow("FEWSTEP_BENCH_PYTHON", "/peers/bin/python");
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(answer.out.starts_with("python: /peers/bin/python\n"));
+    // What it would make is there already.
+    let answer = slow("FEWSTEP_XL", "xl.safetensors");
+    assert!(answer.out.starts_with("python: \n"), "{answer:?}");
+    let all = "test --workspace -- --include-ignored";
+    assert_eq!(asked(&sandbox), ["test --workspace", all, all]);
 }
 
 /// A benchmark with figures made up: ours takes `ours` ms, spikingjelly 100, snntorch 200.

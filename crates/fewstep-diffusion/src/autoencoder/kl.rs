@@ -97,8 +97,7 @@ impl Attention {
         let head = |l: &Linear| Ok::<_, Error>(l.forward(&h)?.f_unsqueeze(1)?);
         let (q, k, v) = (head(&self.q)?, head(&self.k)?, head(&self.v)?);
         let none = None::<Tensor>;
-        let out =
-            Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0., false, None, false)?;
+        let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0., false, None, false)?;
         let out = self.out.forward(&out.f_squeeze_dim(1)?)?;
         Ok(out.f_transpose(1, 2)?.f_reshape(x.size())?.f_add_(x)?)
     }
@@ -300,9 +299,7 @@ impl AutoencoderKl {
         let z = config.latent_channels;
         let encoder = Half::encoder(&mut make, config)?;
         let mut square = |name: &str, width: i64, wanted: bool| {
-            wanted
-                .then(|| make.conv(name, width, width, 1))
-                .transpose()
+            wanted.then(|| make.conv(name, width, width, 1)).transpose()
         };
         Ok(Self {
             encoder,

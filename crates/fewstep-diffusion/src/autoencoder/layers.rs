@@ -23,7 +23,8 @@ impl Maker {
 
     fn tensor(&mut self, name: &str, end: &str, shape: &[i64]) -> Result<Tensor> {
         let t = Tensor::f_zeros(shape, self.options)?;
-        self.named.push((format!("{name}.{end}"), t.shallow_clone()));
+        self.named
+            .push((format!("{name}.{end}"), t.shallow_clone()));
         Ok(t)
     }
 
@@ -93,14 +94,7 @@ pub(super) struct Conv {
 impl Conv {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        Ok(x.f_conv2d(
-            &self.weight,
-            self.bias.as_ref(),
-            stride,
-            padding,
-            [1, 1],
-            1,
-        )?)
+        Ok(x.f_conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], 1)?)
     }
 }
 

@@ -161,7 +161,7 @@ impl Reference {
             fewstep_diffusion::Guided::new(setting.dit, &self.labels, setting.guidance, reuse)?;
         let mut noise = ImageNoise::new(0, 0..self.labels.size()[0] as u64);
         let x = self.noise.f_to_device(setting.dit.device())?;
-        fewstep_diffusion::sampler::sample(
+        let _last = fewstep_diffusion::sampler::sample(
             setting.sampler,
             &mut denoiser,
             &x,

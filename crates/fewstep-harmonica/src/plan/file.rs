@@ -12,7 +12,7 @@ use crate::{Conditions, Error, Result};
 
 const HEADER: &str = "\
 # A cache plan of Fewstep. A line of `steps` is a call of the model, in the order of execution: the first line is the first
-# call, at the highest timestep. C is computed, a dot reuses the last computed output. A pair is a block, its attention before
+# call, on pure noise. C is computed, a dot reuses the last computed output. A pair is a block, its attention before
 # its MLP. Spaces do not count.
 ";
 
@@ -226,7 +226,7 @@ mod tests {
                 ("policy = ", "policy = 3 # "),
                 "line 4: expected a cache plan, found invalid type: integer `3`",
             ),
-            (("steps = [", "steps = "), "line 6: expected a cache plan"),
+            (("steps = [", "steps = "), "line 7: expected a cache plan"),
             (
                 ("scale = 1.5", "scale = -1"),
                 "guidance.scale: expected a number from 0, found -1",

@@ -45,6 +45,27 @@ pub fn l2c(router: &Router, threshold: f64) -> Result<CachePlan> {
     })
 }
 
+/// Learning-to-Cache's rule at the threshold that reaches `mac_saving`, which is another than it was trained for.
+///
+/// # Errors
+/// As [`plan_at_mac_saving`]; about half is the most that even rows can save.
+pub fn l2c_at_mac_saving(router: &Router, mac_saving: f64) -> Result<CachePlan> {
+    let settings = toml! { router = (router.fingerprint()) };
+    let mut scores = router.probabilities();
+    // No threshold between 0 and 1 reaches these.
+    scores.iter_mut().skip(1).step_by(2).flatten().for_each(|r| *r = f64::INFINITY);
+    let plan = plan_at_mac_saving(L2C, settings, router.made_for(), &scores, mac_saving)?;
+    let odd = (1..plan.steps()).step_by(2).any(|row| plan.row(row).contains(&true));
+    match odd {
+        false => Ok(plan),
+        true => Err(Error::option(
+            "mac_saving",
+            "what even rows can save",
+            mac_saving,
+        )),
+    }
+}
+
 fn settings(router: &Router, threshold: f64) -> toml::Table {
     toml! {
         threshold = threshold

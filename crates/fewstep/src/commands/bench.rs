@@ -1,98 +1,58 @@
 //! `fewstep bench NAME`: our side of a benchmark, one JSON line a case, in the form that the peers' scripts print.
 
+mod sampling;
+mod spiking;
+
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use fewstep_spiking::{Forward, Input, LeakOptions, Network, NeuronOptions, zoo};
-use fewstep_torch::{Optimiser, OptimiserConfig, ParameterGroup};
-use serde_json::json;
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Options of `fewstep bench`.
 #[derive(Args)]
-#[command(after_help = "Example: fewstep bench spiking --threads 2 --samples 5")]
+#[command(after_help = "Example: fewstep bench sampling --threads 2 --samples 5")]
 pub struct Options {
-    /// Which one: spiking
+    /// Which one: spiking, sampling or dit-xl
     pub name: String,
     /// Threads of libtorch
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=1024))]
     pub threads: i32,
-    /// Steps timed
+    /// Steps timed; for `sampling` whole runs of a sampler
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub samples: u32,
-    /// Steps before them
+    /// Steps or runs before them
     #[arg(long, default_value_t = 1)]
     pub warmup: u32,
-    /// JSON lines (there is no other form yet)
+    /// JSON lines, the only form of `spiking` and `sampling`
     #[arg(long)]
     pub json: bool,
 }
 
-/// Times a training step of VGG9 at T = 5 and T = 1, batch 32.
+/// Times the cases of one benchmark.
 ///
 /// # Errors
 /// An unknown name, or libtorch refuses.
 pub fn bench(options: &Options) -> Result<()> {
-    if options.name != "spiking" {
-        bail!("no benchmark `{}`; there is: spiking", options.name);
-    }
     tch::set_num_threads(options.threads);
-    for timesteps in [1u32, 5] {
-        let ms = vgg9_step(timesteps, options)?;
-        println!(
-            "{}",
-            json!({"name": format!("vgg9-t{timesteps}-b32"), "ms": ms, "threads": options.threads, "batch": 32})
-        );
+    match options.name.as_str() {
+        "spiking" => spiking::bench(options),
+        "sampling" => sampling::bench(options),
+        "dit-xl" => sampling::dit_xl(options),
+        name => bail!("no benchmark `{name}`; there are: spiking, sampling, dit-xl"),
     }
-    Ok(())
 }
 
-/// Forward, cross entropy on the summed logits, backward, an Adam step with AMSGrad; as `xtask/bench/spiking_peer.py`.
-fn vgg9_step(timesteps: u32, options: &Options) -> Result<Vec<f64>> {
-    tch::manual_seed(0);
-    let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
-    let mut network = Network::new(plan, Device::Cpu)?;
-    let leak = LeakOptions {
-        initial: 0.9,
-        learnable: false,
-    };
-    network.add_neurons(&NeuronOptions {
-        threshold: 0.5,
-        learnable_threshold: false,
-        leak,
-        ..NeuronOptions::default()
-    })?;
-    let parameters = network.parameters();
-    let config = OptimiserConfig::Adam {
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        amsgrad: true,
-        decoupled: false,
-    };
-    let mut optimiser = Optimiser::new(
-        config,
-        vec![ParameterGroup {
-            parameters,
-            weight_decay: 0.,
-            lr_factor: 1.,
-        }],
-    )?;
-    let images = Tensor::f_rand([32, 3, 32, 32], (Kind::Float, Device::Cpu))?;
-    let labels = Tensor::f_randint(10, [32], (Kind::Int64, Device::Cpu))?;
-    let mut samples = Vec::new();
-    for step in 0..options.warmup + options.samples {
-        let start = Instant::now();
-        let out = network.forward(Input::Direct(&images), &Forward::spiking(timesteps), None)?;
-        let loss =
-            out.logits
-                .f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Mean, -100, 0.)?;
-        optimiser.zero_grad();
-        loss.f_backward()?;
-        optimiser.step(1e-4)?;
-        if step >= options.warmup {
-            samples.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    Ok(samples)
+/// Milliseconds of each plain product of two 1024 × 1024 matrices: what the machine has to give, 2.147 GFLOP each.
+fn product(options: &Options) -> Result<Vec<f64>> {
+    let on = (Kind::Float, Device::Cpu);
+    let a = Tensor::f_rand([1024, 1024], on)?;
+    (0..options.warmup + 10 * options.samples)
+        .map(|_| {
+            let start = Instant::now();
+            let _ = a.f_matmul(&a)?;
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        })
+        .skip(options.warmup as usize)
+        .collect()
 }

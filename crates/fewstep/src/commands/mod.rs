@@ -6,8 +6,13 @@ pub mod bench;
 pub mod data;
 pub mod demo;
 mod dit;
+mod harmonica;
 mod observe;
+pub mod plan;
+pub mod router;
 pub mod run;
+pub mod sample;
+mod setting;
 mod summary;
 
 /// A line of the result, to standard output. A reader who has seen enough (`| head`) is no fault.

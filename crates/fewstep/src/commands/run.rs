@@ -82,7 +82,7 @@ pub(crate) fn follow_any(source: &ConfigSource, common: &Common) -> Result<()> {
     match source.deserialize::<MethodOnly>()?.method {
         Method::IirSnn => follow(&source.deserialize()?, source, common),
         Method::Dit => super::dit::follow(&source.deserialize()?, source, common),
-        Method::Harmonica => bail!("later"),
+        Method::Harmonica => super::harmonica::follow(&source.deserialize()?, source, common),
     }
 }
 

@@ -33,7 +33,6 @@ pub struct HarmonicaExperiment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataSection>,
     /// The sampler.
-    #[serde(default)]
     pub sampler: SamplerOptions,
     /// The guidance.
     #[serde(default)]
@@ -104,13 +103,58 @@ pub enum Policy {
         /// The file.
         path: PathBuf,
     },
-    /// Every `interval`-th step computed between two executed steps, every step outside.
+    /// Between two executed steps, both included, every `interval`-th is computed, beginning with the first; outside all are.
     Interval {
         /// The first executed step of the window, from 0.
-        from: usize,
-        /// The first after it.
-        to: usize,
+        first: usize,
+        /// The last.
+        last: usize,
         /// The distance between computed steps.
         interval: usize,
     },
+}
+
+impl HarmonicaExperiment {
+    /// # Errors
+    /// The key that is out of range, and a clause that says what was expected and found.
+    pub fn validate(&self) -> Result<(), (String, String)> {
+        let at = |section: &str, e: Result<(), (&'static str, String)>| {
+            e.map_err(|(key, reason)| (format!("{section}.{key}"), reason))
+        };
+        at("sampler", self.sampler.validate())?;
+        at("guidance", self.guidance.validate())?;
+        at("model.noise", self.model.noise.validate())?;
+        for (name, options) in &self.routers {
+            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+                let reason = "a router's name is made of letters, digits and -".to_owned();
+                return Err((format!("routers.{name}"), reason));
+            }
+            at(&format!("routers.{name}"), options.validate())?;
+        }
+        let e = &self.evaluation;
+        let positive = [
+            ("images", e.images),
+            ("batch_size", e.batch_size),
+            ("repeats", e.repeats as u64),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                let reason = "expected at least 1, found 0".to_owned();
+                return Err((format!("evaluation.{key}"), reason));
+            }
+        }
+        if let Some(found) = e.mac_savings_percent.iter().find(|s| !(0. ..100.).contains(*s)) {
+            let reason = format!("expected percentages from 0 to below 100, found {found}");
+            return Err(("evaluation.mac_savings_percent".into(), reason));
+        }
+        if e.intervals.contains(&0) {
+            let reason = "expected intervals of at least 1, found 0".to_owned();
+            return Err(("evaluation.intervals".into(), reason));
+        }
+        if e.classifier.is_some() && self.data.is_none() {
+            let reason = "a classifier compares with images: expected a [data] table as well";
+            return Err(("evaluation.classifier".into(), reason.into()));
+        }
+        Ok(())
+    }
 }

@@ -1,5 +1,6 @@
 //! `.npz` in the layout of ADM's evaluation (openai/guided-diffusion): `arr_0`, uint8 `[N, height, width, 3]`, and
-//! optionally `arr_1`, the labels, int64 `[N]`.
+//! optionally `arr_1`, the labels, int64 `[N]`. Latents, which are no images yet, have the same layout with float32
+//! `[N, channels, height, width]`.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ pub struct NpzWriter {
     zip: ZipWriter<BufWriter<NamedTempFile>>,
     /// N, height, width.
     shape: [usize; 3],
+    /// Of latents; none for images.
+    channels: Option<usize>,
     written: usize,
     labels: Option<Vec<i64>>,
 }
@@ -30,6 +33,33 @@ impl NpzWriter {
     /// # Errors
     /// The folder cannot be written.
     pub fn create(path: &Path, shape: [usize; 3], labelled: bool) -> Result<Self, ImagesError> {
+        let [count, height, width] = shape;
+        let dims = [count, height, width, 3];
+        Self::begun(path, shape, None, labelled, ("|u1", 1), dims)
+    }
+
+    /// Begins a file of `shape` = `[N, channels, height, width]` latents, with labels or without.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn create_latents(
+        path: &Path,
+        shape: [usize; 4],
+        labelled: bool,
+    ) -> Result<Self, ImagesError> {
+        let [count, channels, height, width] = shape;
+        let of = [count, height, width];
+        Self::begun(path, of, Some(channels), labelled, ("<f4", 4), shape)
+    }
+
+    fn begun(
+        path: &Path,
+        shape: [usize; 3],
+        channels: Option<usize>,
+        labelled: bool,
+        (dtype, size): (&str, u64),
+        dims: [usize; 4],
+    ) -> Result<Self, ImagesError> {
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
@@ -40,24 +70,17 @@ impl NpzWriter {
             .permissions(readable)
             .tempfile_in(folder.unwrap_or(Path::new(".")))
             .map_err(|error| file_error(path, error))?;
-        let [count, height, width] = shape;
         let mut writer = Self {
             path: path.to_owned(),
             zip: ZipWriter::new(BufWriter::new(temporary)),
             shape,
+            channels,
             written: 0,
-            labels: labelled.then(|| Vec::with_capacity(count)),
+            labels: labelled.then(|| Vec::with_capacity(shape[0])),
         };
-        let bytes = [count, height, width, 3]
-            .map(|size| size as u64)
-            .iter()
-            .product();
-        writer.begin(
-            "arr_0.npy",
-            "|u1",
-            &format!("{count}, {height}, {width}, 3"),
-            bytes,
-        )?;
+        let [a, b, c, d] = dims;
+        let bytes = dims.map(|d| d as u64).iter().product::<u64>() * size;
+        writer.begin("arr_0.npy", dtype, &format!("{a}, {b}, {c}, {d}"), bytes)?;
         Ok(writer)
     }
 
@@ -70,11 +93,54 @@ impl NpzWriter {
     pub fn write(&mut self, images: ArrayView4<'_, u8>, labels: &[i64]) -> Result<(), ImagesError> {
         let (count, height, width, channels) = images.dim();
         check_channels(channels)?;
-        if [height, width] != self.shape[1..] {
+        self.accept(count, None, [height, width], labels)?;
+        for image in images.axis_iter(Axis(0)) {
+            let image = image.as_standard_layout();
+            let bytes = image.as_slice().unwrap_or_default();
+            if channels == 3 {
+                self.put(bytes)?;
+            } else {
+                let repeated: Vec<u8> = bytes.iter().flat_map(|&value| [value; 3]).collect();
+                self.put(&repeated)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds latents `[n, channels, height, width]`; labels as for [`write`](Self::write).
+    ///
+    /// # Errors
+    /// Another size, more than announced, another number of labels, or the disk is full.
+    pub fn write_latents(
+        &mut self,
+        latents: ArrayView4<'_, f32>,
+        labels: &[i64],
+    ) -> Result<(), ImagesError> {
+        let (count, channels, height, width) = latents.dim();
+        self.accept(count, Some(channels), [height, width], labels)?;
+        let bytes: Vec<u8> = latents.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.put(&bytes)
+    }
+
+    /// Counts a batch that fits, with its labels.
+    fn accept(
+        &mut self,
+        count: usize,
+        channels: Option<usize>,
+        size: [usize; 2],
+        labels: &[i64],
+    ) -> Result<(), ImagesError> {
+        let words = |channels: Option<usize>, [height, width]: [usize; 2]| match channels {
+            Some(channels) => format!("{channels}×{height}×{width} latents"),
+            None => format!("{height}×{width} pixels"),
+        };
+        let expected = words(self.channels, [self.shape[1], self.shape[2]]);
+        let found = words(channels, size);
+        if expected != found {
             return Err(ImagesError::Shape {
                 path: self.path.clone(),
-                expected: format!("{}×{} pixels", self.shape[1], self.shape[2]),
-                found: format!("{height}×{width}"),
+                expected,
+                found,
             });
         }
         if self.written + count > self.shape[0] {
@@ -86,16 +152,6 @@ impl NpzWriter {
         }
         if let Some(all) = &mut self.labels {
             all.extend(labels);
-        }
-        for image in images.axis_iter(Axis(0)) {
-            let image = image.as_standard_layout();
-            let bytes = image.as_slice().unwrap_or_default();
-            if channels == 3 {
-                self.put(bytes)?;
-            } else {
-                let repeated: Vec<u8> = bytes.iter().flat_map(|&value| [value; 3]).collect();
-                self.put(&repeated)?;
-            }
         }
         self.written += count;
         Ok(())
@@ -262,6 +318,38 @@ mod tests {
     }
 
     #[test]
+    fn latents_keep_their_numbers_and_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents.npz");
+        let all = Array4::from_shape_fn((3, 4, 2, 2), |(n, c, y, x)| {
+            (n * 16 + c * 4 + y * 2 + x) as f32 - 7.5
+        });
+        let mut writer = NpzWriter::create_latents(&path, [3, 4, 2, 2], false).unwrap();
+        writer
+            .write_latents(all.slice(s![..1, .., .., ..]), &[])
+            .unwrap();
+        let message = writer
+            .write(images(1, 3).view(), &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.ends_with("a batch of 4×2×2 latents was expected, found 4×5 pixels"),
+            "{message}"
+        );
+        writer
+            .write_latents(all.slice(s![1.., .., .., ..]), &[])
+            .unwrap();
+        writer.finish().unwrap();
+        let (dictionary, values) = entry(&path, "arr_0.npy");
+        assert_eq!(
+            dictionary,
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4, 2, 2), }"
+        );
+        let expected: Vec<u8> = all.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(values, expected);
+    }
+
+    #[test]
     fn a_file_that_is_not_finished_is_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("samples.npz");
@@ -286,7 +374,7 @@ mod tests {
         };
         assert_eq!(
             refused(Array4::zeros((1, 5, 4, 3)), &[0]),
-            "samples.npz: a batch of 4×5 pixels was expected, found 5×4"
+            "samples.npz: a batch of 4×5 pixels was expected, found 5×4 pixels"
         );
         assert_eq!(
             refused(images(4, 3), &[0; 4]),

@@ -81,7 +81,7 @@ impl Default for KlJson {
 impl TryFrom<KlJson> for KlConfig {
     type Error = String;
 
-    fn try_from(json: KlJson) -> Result<Self, String> {
+    fn try_from(json: KlJson) -> std::result::Result<Self, String> {
         let only = |key: &str, expected: &str, found: &str| match found == expected {
             true => Ok(()),
             false => Err(format!("`{key}`: expected {expected}, found {found}")),
@@ -165,7 +165,7 @@ impl KlConfig {
 
     /// # Errors
     /// The option that is out of range, and a clause that says what was expected and found.
-    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+    pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
         for (key, value, most) in [
             ("channels", self.channels, 1 << 10),
             ("latent_channels", self.latent_channels, 1 << 10),

@@ -1,0 +1,187 @@
+//! Sampling with a DiT of random weights: DiT-S/2 uncached and with cache plans, and one image by DiT-XL/2.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use fewstep_diffusion::dit::ComputeAll;
+use fewstep_diffusion::random::{self, ImageNoise, Use};
+use fewstep_diffusion::sampler::{self, Sampler, SamplerName};
+use fewstep_diffusion::{
+    Dit, DitConfig, Guidance, Guided, NoiseSchedule, Reuse, SamplerOptions,
+};
+use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, policy};
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use super::{Options, product};
+use crate::commands::{print, tell};
+use crate::sampling::{Job, labels_in_turn};
+
+const SEED: u64 = 0;
+const BATCH: usize = 8;
+const GUIDANCE: f64 = 1.5;
+/// Calls of the model in a run of `sampling`: three times each of FORA's intervals 2 and 3.
+const STEPS: usize = 6;
+
+/// DiT-S/2 on latents 4 × 32 × 32, batch 8 with guidance, 6 steps of DDIM; as `xtask/bench/sampling_peer.py`. Then the same with
+/// cache plans, all of them in turn, so that a machine that gets busy is unfair to all.
+pub(super) fn bench(options: &Options) -> Result<()> {
+    let (threads, name) = (options.threads, "dit-s2");
+    print(
+        &json!({
+            "name": "product", "ms": product(options)?, "threads": threads, "batch": 1,
+            "gflop": 2. * 1024f64.powi(3) / 1e9, "judged": false,
+        })
+        .to_string(),
+    )?;
+    let dit = random_dit("S/2")?;
+    let config = dit.config();
+    let guidance = Guidance::scale(GUIDANCE);
+    let ddim = SamplerOptions::new(SamplerName::Ddim, STEPS);
+    let sampler = ddim.build(&NoiseSchedule::default())?;
+    let job = Job {
+        dit: &dit,
+        sampler: &*sampler,
+        guidance: &guidance,
+        seed: SEED,
+        batch_size: BATCH,
+    };
+    let conditions = Conditions::new(&dit, ddim.label(), sampler.timesteps(), &guidance)?;
+    let plans = [
+        ("fora-2", policy::fora(&conditions, 2)?),
+        ("fora-3", policy::fora(&conditions, 3)?),
+        (
+            "random-30",
+            policy::random_at_mac_saving(&conditions, 0.3, SEED)?,
+        ),
+        (
+            "random-50",
+            policy::random_at_mac_saving(&conditions, 0.5, SEED)?,
+        ),
+    ];
+    let labels = labels_in_turn(BATCH as u64, config.classes as usize);
+    let run = |plan: Option<&CachePlan>| -> Result<f64> {
+        let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), config));
+        let reuse: &mut dyn Reuse = match &mut cached {
+            Some(cached) => cached,
+            None => &mut ComputeAll,
+        };
+        let start = Instant::now();
+        let x = job.batch(0, &labels, reuse)?;
+        let ms = start.elapsed().as_secs_f64() * 1e3 / STEPS as f64;
+        check_finite(&x)?;
+        Ok(ms)
+    };
+    let mut uncached = Vec::new();
+    let mut cached = vec![Vec::new(); plans.len()];
+    for sample in 0..options.warmup + options.samples {
+        let ms = run(None)?;
+        let timed = sample >= options.warmup;
+        if timed {
+            uncached.push(ms);
+        }
+        for ((_, plan), all) in plans.iter().zip(&mut cached) {
+            // One warm-up is enough for all: what is set up once does not depend on the plan.
+            if timed {
+                all.push(run(Some(plan))?);
+            }
+        }
+    }
+    let macs = config.macs().total() * 2 * BATCH as u64;
+    let line = |name: &str, ms: &[f64], more: Value| {
+        let mut line = json!({"name": name, "ms": ms, "threads": threads, "batch": BATCH});
+        if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
+            line.extend(more);
+        }
+        print(&line.to_string())
+    };
+    line(name, &uncached, json!({"gflop": 2. * macs as f64 / 1e9}))?;
+    for ((plan_name, plan), ms) in plans.iter().zip(&cached) {
+        let saving = plan.mac_saving();
+        let more = json!({"against": name, "implied_speedup": 1. / (1. - saving), "mac_saving_percent": 100. * saving});
+        line(&format!("{name}-{plan_name}"), ms, more)?;
+    }
+    Ok(())
+}
+
+/// One image of 256 × 256 pixels by DiT-XL/2, as latents: 3 steps of DDIM with guidance.
+pub(super) fn dit_xl(options: &Options) -> Result<()> {
+    let start = Instant::now();
+    let dit = random_dit("XL/2")?;
+    let init_seconds = start.elapsed().as_secs_f64();
+    tell(&format!(
+        "DiT-XL/2, {:.1} million random weights in {init_seconds:.1} s",
+        dit.config().parameters() as f64 / 1e6
+    ));
+    let c = dit.config();
+    let guidance = Guidance::scale(GUIDANCE);
+    let sampler = SamplerOptions::new(SamplerName::Ddim, 3).build(&NoiseSchedule::default())?;
+    let mut noise = ImageNoise::new(SEED, 0..1);
+    let x = noise.initial([c.channels, c.input_size, c.input_size])?;
+    let mut reuse = ComputeAll;
+    let mut denoiser = Guided::new(&dit, &Tensor::f_from_slice(&[207i64])?, &guidance, &mut reuse)?;
+    let mut seconds = Vec::new();
+    let mut start = Instant::now();
+    let x = sampler::sample(&*sampler, &mut denoiser, &x, &mut noise, &mut |_, _| {
+        seconds.push(start.elapsed().as_secs_f64());
+        start = Instant::now();
+        Ok(())
+    })?;
+    check_finite(&x)?;
+    let mean = seconds.iter().sum::<f64>() / seconds.len() as f64;
+    let gflop = 4. * c.macs().total() as f64 / 1e9;
+    let peak_gib = peak_memory_gib()?;
+    if options.json {
+        return print(
+            &json!({
+                "name": "dit-xl2", "threads": options.threads, "batch": 1, "steps": 3,
+                "init_seconds": init_seconds, "step_seconds": seconds, "gflop": gflop,
+                "peak_memory_gib": peak_gib,
+            })
+            .to_string(),
+        );
+    }
+    let each: Vec<String> = seconds.iter().map(|s| format!("{s:.2}")).collect();
+    print(&format!(
+        "DiT-XL/2 256, one image with guidance {GUIDANCE}, {} threads: {mean:.2} s a step ({} s), {:.0} GFLOP/s; peak memory {peak_gib:.2} GiB",
+        options.threads,
+        each.join(", "),
+        gflop / mean
+    ))
+}
+
+/// A published shape for latents 4 × 32 × 32 with random weights everywhere: the zeros of a new model's modulations and last
+/// layer are cheaper to compute with than a trained model's numbers.
+fn random_dit(name: &str) -> Result<Dit> {
+    let config = DitConfig::named(name, 32, 4).context("no such DiT")?;
+    let dit = Dit::new(&config, SEED)?;
+    let _guard = tch::no_grad_guard();
+    for (place, (name, mut t)) in dit.parameters().into_iter().enumerate() {
+        if (name.contains("adaLN") || name.starts_with("final")) && name.ends_with("weight") {
+            let mut rng = random::generator(SEED, Use::Learning, &[place as u64]);
+            let bound = (6. / (t.size()[0] + t.size()[1]) as f64).sqrt();
+            t.f_copy_(&random::uniform(&mut rng, &t.size(), bound)?)?;
+        }
+    }
+    Ok(dit)
+}
+
+fn check_finite(x: &Tensor) -> Result<()> {
+    anyhow::ensure!(
+        x.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1,
+        "the latents are not finite; the measurement is void"
+    );
+    Ok(())
+}
+
+/// The most memory that this process had, as Linux counts it.
+fn peak_memory_gib() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")
+        .context("peak memory is only known on Linux: cannot read /proc/self/status")?;
+    let kib: f64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
+        .context("/proc/self/status has no line VmHWM")?;
+    Ok(kib / f64::from(1 << 20))
+}

@@ -1,0 +1,219 @@
+//! `method = "harmonica"`: learns routers for a DiT and compares ways to skip its work.
+
+mod compare;
+mod write;
+
+use std::path::Path;
+
+use anyhow::Result;
+use fewstep_diffusion::NoiseSchedule;
+use fewstep_harmonica::learn::{self, Images, LearnEvent, Learned, Training};
+use fewstep_harmonica::{Conditions, Error, Setting};
+use fewstep_torch::device;
+use serde_json::json;
+use tch::Tensor;
+
+use crate::commands::run::{Common, device_choice, open_folder, set_up};
+use crate::config::ConfigSource;
+use crate::experiment::HarmonicaExperiment;
+use crate::progress::{Progress, ProgressMode};
+use crate::run::RunFolder;
+use crate::sampling;
+
+/// A router that was learned, under its name in the config.
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) training: Training,
+    pub(crate) trajectories: u32,
+    pub(crate) learned: Learned,
+}
+
+/// Runs the experiment that was read from `source`.
+pub(crate) fn follow(
+    experiment: &HarmonicaExperiment,
+    source: &ConfigSource,
+    common: &Common,
+) -> Result<()> {
+    let device = set_up(experiment.device, experiment.threads, source)?;
+    experiment
+        .validate()
+        .map_err(|(key, reason)| source.invalid(&key, reason))?;
+    let model = &experiment.model;
+    let dit = sampling::open_model(&model.checkpoint, model.convention, device)
+        .map_err(|e| source.invalid("model.checkpoint", format!("{e:#}")))?;
+    let sampler = experiment.sampler.build(&NoiseSchedule::new(&model.noise)?)?;
+    let conditions = Conditions::new(
+        &dit,
+        experiment.sampler.label(),
+        sampler.timesteps(),
+        &experiment.guidance,
+    )?;
+    let data = match &experiment.data {
+        Some(section) => Some(super::dit::open_data(section, experiment.seed)?),
+        None => None,
+    };
+    let images = match &data {
+        Some(data) if experiment.routers.values().any(|o| o.training == Training::L2c) => {
+            Some(pixels(data.train.as_ref())?)
+        }
+        _ => None,
+    };
+
+    let mut experiment = experiment.clone();
+    experiment.device = device_choice(device);
+    let experiment = &experiment;
+    let mut folder = open_folder(common, &experiment.name, experiment, source)?;
+    if folder.resumed() {
+        folder.rewind(checkpoints_done(experiment, &folder.checkpoints())?)?;
+    }
+    let mode = ProgressMode::detect(common.quiet || common.json);
+    if mode != ProgressMode::Silent {
+        super::tell(&format!(
+            "{}: {} sub-modules × {} calls of {}, guidance {}, {}",
+            experiment.name,
+            conditions.modules(),
+            conditions.steps(),
+            conditions.sampler,
+            experiment.guidance.scale,
+            device::name(device)
+        ));
+    }
+    let setting = Setting {
+        dit: &dit,
+        sampler: sampler.as_ref(),
+        guidance: &experiment.guidance,
+        conditions: &conditions,
+    };
+    let images = images.as_ref().map(|(images, labels)| Images { images, labels });
+    let routers = learn_all(experiment, setting, images.as_ref(), &mut folder, mode)?;
+    let compared = compare::compare(
+        experiment,
+        setting,
+        &routers,
+        data.as_ref().map(|d| d.train.as_ref()),
+        mode,
+    )?;
+    write::write(&mut folder, experiment, setting, &routers, &compared, device)?;
+    write::print(&folder, &compared, common.json)
+}
+
+/// All images of a data set, bytes `[M, C, H, W]`, and their labels.
+fn pixels(dataset: &dyn fewstep_datasets::Dataset) -> Result<(Tensor, Tensor)> {
+    let shape = dataset.shape();
+    let mut bytes = Vec::with_capacity(dataset.len() * shape.channels * shape.height * shape.width);
+    for index in 0..dataset.len() {
+        bytes.extend(dataset.image(index)?.iter().copied());
+    }
+    let size = [dataset.len(), shape.channels, shape.height, shape.width].map(|d| d as i64);
+    let labels: Vec<i64> = dataset.labels().iter().map(|&l| i64::from(l)).collect();
+    Ok((
+        Tensor::f_from_slice(&bytes)?.f_view(size)?,
+        Tensor::f_from_slice(&labels)?,
+    ))
+}
+
+/// Checkpoints of all routers so far: the number of the mark to go back to.
+fn checkpoints_done(experiment: &HarmonicaExperiment, checkpoints: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for (name, options) in &experiment.routers {
+        let done = learn::trajectories_done(&checkpoints.join(name))?;
+        sum += u64::from(done.div_ceil(options.checkpoint_every));
+    }
+    Ok(sum)
+}
+
+fn learn_all(
+    experiment: &HarmonicaExperiment,
+    setting: Setting<'_>,
+    images: Option<&Images<'_>>,
+    folder: &mut RunFolder,
+    mode: ProgressMode,
+) -> Result<Vec<Named>> {
+    let mut routers = Vec::new();
+    let mut marks = 0;
+    for (name, options) in &experiment.routers {
+        let checkpoints = folder.checkpoints().join(name);
+        let mut bar = None;
+        let mut last = String::new();
+        let learned = learn::learn(
+            setting,
+            options,
+            images,
+            experiment.seed,
+            &checkpoints,
+            &mut |event| {
+                let bar = bar.get_or_insert_with(|| {
+                    Progress::new(mode, name.clone(), u64::from(options.trajectories))
+                });
+                record(folder, name, event, bar, &mut last, &mut |trajectory| {
+                    marks + u64::from(trajectory.div_ceil(options.checkpoint_every))
+                })
+                .map_err(|e| Error::Stopped(e.to_string()))
+            },
+        )?;
+        if let Some(bar) = bar {
+            bar.finish(last);
+        }
+        marks += u64::from(options.trajectories.div_ceil(options.checkpoint_every));
+        learned.router.save(&folder.path(format!("router-{name}.safetensors")))?;
+        routers.push(Named {
+            name: name.clone(),
+            training: options.training,
+            trajectories: options.trajectories,
+            learned,
+        });
+    }
+    Ok(routers)
+}
+
+fn record(
+    folder: &mut RunFolder,
+    name: &str,
+    event: &LearnEvent,
+    bar: &mut Progress,
+    last: &mut String,
+    mark: &mut dyn FnMut(u32) -> u64,
+) -> Result<()> {
+    match event {
+        LearnEvent::Refreshed { trajectory, lambda } => folder.event(
+            "proxy",
+            json!({"router": name, "trajectory": trajectory, "lambda": lambda}),
+        )?,
+        LearnEvent::Trajectory {
+            trajectory,
+            loss,
+            mse,
+            utilisation,
+            mac_saving,
+        } => {
+            *last = format!(
+                "loss {loss:.2e}, utilisation {:.1} %, MAC saving {:.1} %",
+                100. * utilisation,
+                100. * mac_saving
+            );
+            bar.set(u64::from(*trajectory), &last);
+            let curves = [
+                ("loss", *loss),
+                ("mse", *mse),
+                ("utilisation_percent", 100. * utilisation),
+                ("mac_saving_percent", 100. * mac_saving),
+            ];
+            for (curve, value) in curves {
+                folder.scalar(&format!("{name}/{curve}"), u64::from(*trajectory), value)?;
+            }
+        }
+        LearnEvent::Checkpoint {
+            trajectory,
+            error_per_step,
+        } => {
+            folder.event(
+                "error_per_step",
+                json!({"router": name, "trajectory": trajectory, "mse": error_per_step}),
+            )?;
+            let x0 = error_per_step.last().copied().unwrap_or(f64::NAN);
+            folder.scalar(&format!("{name}/x0_mse"), u64::from(*trajectory), x0)?;
+            folder.mark(mark(*trajectory))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,402 @@
+//! Every policy samples the same images from the same noise; what differs is time and error.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use fewstep_datasets::Dataset;
+use fewstep_diffusion::dit::ComputeAll;
+use fewstep_diffusion::random::ImageNoise;
+use fewstep_diffusion::sampler::{self, Sampler};
+use fewstep_diffusion::{Guided, NoiseSchedule, SamplerOptions};
+use fewstep_harmonica::learn::Training;
+use fewstep_harmonica::{CachePlan, CachedReuse, Planned, Setting, policy};
+use fewstep_metrics::{FeatureStatistics, LatencySummary, frechet_distance};
+use fewstep_torch::seed;
+use ndarray::{Array4, Axis, concatenate};
+use serde::Serialize;
+use tch::{Reduction::Mean, Tensor};
+
+use super::Named;
+use crate::classifier::Classifier;
+use crate::experiment::{HarmonicaExperiment, Policy};
+use crate::progress::{Progress, ProgressMode};
+use crate::sampling::{labels_in_turn, to_pixels};
+
+/// Random plans whose errors are averaged: one alone says little.
+const RANDOM_PLANS: u64 = 5;
+
+/// One line of the comparison.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Compared {
+    /// `none`, `fewer-steps`, `fora`, `interval`, `random`, `l2c`, `harmonica`, or `table`.
+    pub(crate) name: String,
+    /// What tells it from others of its name.
+    pub(crate) label: String,
+    /// Calls of the model.
+    pub(crate) calls: usize,
+    /// Reused cells of all, the published "CUR", in percent.
+    pub(crate) cur_percent: f64,
+    /// Skipped MACs, all that is never skipped counted in, in percent; for fewer steps those of the calls left out.
+    pub(crate) mac_saving_percent: f64,
+    /// Milliseconds an image, median.
+    pub(crate) latency_ms_per_image: f64,
+    /// Latency of the uncached run over this one's.
+    pub(crate) speedup: f64,
+    /// Mean squared error of the final latents against the uncached run from the same noise.
+    pub(crate) x0_mse_vs_uncached: f64,
+    /// Fréchet distance between the classifier's features of these samples and of the training images.
+    pub(crate) fd: Option<f64>,
+    /// Share of the samples that the classifier takes for the class that was asked for, in percent.
+    pub(crate) recognised_percent: Option<f64>,
+    /// Mean squared error of the latents after each call against the uncached run; empty where the calls differ.
+    pub(crate) error_per_step: Vec<f64>,
+    #[serde(skip)]
+    pub(crate) plan: Option<CachePlan>,
+    #[serde(skip)]
+    pub(crate) pixels: Option<Array4<u8>>,
+}
+
+enum What {
+    Plan(CachePlan),
+    /// Several plans whose errors are averaged; the first gives everything else.
+    Plans(Vec<CachePlan>),
+    Steps(SamplerOptions),
+}
+
+struct Candidate {
+    name: String,
+    label: String,
+    what: What,
+}
+
+struct Judge {
+    classifier: Classifier,
+    reference: FeatureStatistics,
+}
+
+/// Compares all policies of the experiment.
+pub(super) fn compare(
+    experiment: &HarmonicaExperiment,
+    setting: Setting<'_>,
+    routers: &[Named],
+    images: Option<&dyn Dataset>,
+    mode: ProgressMode,
+) -> Result<Vec<Compared>> {
+    let candidates = candidates(experiment, setting, routers)?;
+    let classes = setting.dit.config().classes as usize;
+    let labels = labels_in_turn(experiment.evaluation.images, classes);
+    let judge = match (&experiment.evaluation.classifier, images) {
+        (Some(name), Some(images)) => Some(judge(name, images, setting)?),
+        _ => None,
+    };
+    let mut bar = Progress::new(mode, "comparing", candidates.len() as u64);
+    let schedule = NoiseSchedule::new(&experiment.model.noise)?;
+    let mut reference: Option<Run> = None;
+    let mut all = Vec::with_capacity(candidates.len());
+    let mut samplers: Vec<Option<Box<dyn Sampler>>> = Vec::new();
+    for (i, candidate) in candidates.iter().enumerate() {
+        let other = match &candidate.what {
+            What::Steps(options) => Some(options.build(&schedule)?),
+            _ => None,
+        };
+        let sampler = other.as_deref().unwrap_or(setting.sampler);
+        let job = Job {
+            experiment,
+            setting,
+            sampler,
+            labels: &labels,
+        };
+        let plans: Vec<&CachePlan> = match &candidate.what {
+            What::Plan(plan) => vec![plan],
+            What::Plans(plans) => plans.iter().collect(),
+            What::Steps(_) => vec![],
+        };
+        let run = job.run(plans.first().copied())?;
+        let base = reference.as_ref().unwrap_or(&run);
+        let mut x0_mse = mse(&run.latents, &base.latents)?;
+        for plan in plans.iter().skip(1) {
+            x0_mse += mse(&job.run(Some(plan))?.latents, &base.latents)?;
+        }
+        x0_mse /= plans.len().max(1) as f64;
+        let error_per_step = match run.steps.len() == base.steps.len() {
+            true => run
+                .steps
+                .iter()
+                .zip(&base.steps)
+                .map(|(a, b)| mse(a, b))
+                .collect::<Result<_>>()?,
+            false => vec![],
+        };
+        let plan = plans.first().copied().cloned();
+        let shape = setting.dit.config();
+        let pixels = matches!(shape.channels, 1 | 3)
+            .then(|| to_pixels(&run.latents))
+            .transpose()?;
+        let (mut fd, mut recognised_percent) = (None, None);
+        if let (Some(judge), Some(pixels)) = (&judge, &pixels) {
+            let (features, found) = judge.classifier.judge(pixels.view())?;
+            let right = found.iter().zip(&labels).filter(|(a, b)| a == b).count();
+            fd = Some(frechet_distance(&features, &judge.reference)?);
+            recognised_percent = Some(100. * right as f64 / labels.len() as f64);
+        }
+        let calls = sampler.timesteps().len();
+        let left_out = 1. - calls as f64 / setting.sampler.timesteps().len() as f64;
+        all.push(Compared {
+            name: candidate.name.clone(),
+            label: candidate.label.clone(),
+            calls,
+            cur_percent: 100. * plan.as_ref().map_or(0., CachePlan::utilisation),
+            mac_saving_percent: 100. * plan.as_ref().map_or(left_out, CachePlan::mac_saving),
+            latency_ms_per_image: f64::NAN,
+            speedup: f64::NAN,
+            x0_mse_vs_uncached: x0_mse,
+            fd,
+            recognised_percent,
+            error_per_step,
+            plan,
+            pixels,
+        });
+        if reference.is_none() {
+            reference = Some(run);
+        }
+        samplers.push(other);
+        bar.set(i as u64 + 1, format_args!("{} {}", candidate.name, candidate.label));
+    }
+    bar.finish("timing");
+    time(experiment, setting, &labels, &samplers, &mut all)?;
+    Ok(all)
+}
+
+/// Latencies in rounds, so that whatever slows the machine for a while slows every policy.
+fn time(
+    experiment: &HarmonicaExperiment,
+    setting: Setting<'_>,
+    labels: &[i64],
+    samplers: &[Option<Box<dyn Sampler>>],
+    all: &mut [Compared],
+) -> Result<()> {
+    let n = labels.len().min(experiment.evaluation.batch_size as usize);
+    let mut times = vec![Vec::new(); all.len()];
+    for _ in 0..experiment.evaluation.repeats {
+        for (i, compared) in all.iter().enumerate() {
+            let job = Job {
+                experiment,
+                setting,
+                sampler: samplers[i].as_deref().unwrap_or(setting.sampler),
+                labels: &labels[..n],
+            };
+            let started = Instant::now();
+            job.run(compared.plan.as_ref())?;
+            times[i].push(1e3 * started.elapsed().as_secs_f64() / n as f64);
+        }
+    }
+    for (compared, times) in all.iter_mut().zip(&times) {
+        compared.latency_ms_per_image = LatencySummary::from_ms(times)?.median_ms;
+    }
+    let uncached = all.first().map_or(f64::NAN, |c| c.latency_ms_per_image);
+    for compared in all {
+        compared.speedup = uncached / compared.latency_ms_per_image;
+    }
+    Ok(())
+}
+
+/// Final latents of all images, and those of the first batch after each call.
+struct Run {
+    latents: Tensor,
+    steps: Vec<Tensor>,
+}
+
+struct Job<'a> {
+    experiment: &'a HarmonicaExperiment,
+    setting: Setting<'a>,
+    sampler: &'a dyn Sampler,
+    labels: &'a [i64],
+}
+
+impl Job<'_> {
+    fn run(&self, plan: Option<&CachePlan>) -> Result<Run> {
+        let _guard = tch::no_grad_guard();
+        let dit = self.setting.dit;
+        let c = dit.config();
+        let size = self.experiment.evaluation.batch_size as usize;
+        let (mut latents, mut steps) = (Vec::new(), Vec::new());
+        for (batch, labels) in self.labels.chunks(size).enumerate() {
+            let first = (batch * size) as u64;
+            let seed = seed::derive(self.experiment.seed, &[SAMPLES]);
+            let mut noise = ImageNoise::new(seed, first..first + labels.len() as u64);
+            let x = noise
+                .initial([c.channels, c.input_size, c.input_size])?
+                .f_to_device(dit.device())?;
+            let labels = Tensor::f_from_slice(labels)?;
+            let guidance = self.setting.guidance;
+            let watch = &mut |_: &sampler::Call, x: &Tensor| {
+                if batch == 0 {
+                    steps.push(x.shallow_clone());
+                }
+                Ok(())
+            };
+            let mut compute_all = ComputeAll;
+            let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), c));
+            let reuse: &mut dyn fewstep_diffusion::Reuse = match &mut cached {
+                Some(cached) => cached,
+                None => &mut compute_all,
+            };
+            let mut denoiser = Guided::new(dit, &labels, guidance, reuse)?;
+            let x = sampler::sample(self.sampler, &mut denoiser, &x, &mut noise, watch)?;
+            latents.push(x.f_to_device(tch::Device::Cpu)?);
+        }
+        Ok(Run {
+            latents: Tensor::f_cat(&latents, 0)?,
+            steps,
+        })
+    }
+}
+
+/// The noise that policies are judged on; no router has learned from it.
+const SAMPLES: u64 = 20;
+
+fn mse(a: &Tensor, b: &Tensor) -> Result<f64> {
+    Ok(a.f_mse_loss(b, Mean)?.f_double_value(&[])?)
+}
+
+fn judge(name: &str, images: &dyn Dataset, setting: Setting<'_>) -> Result<Judge> {
+    let classifier = Classifier::open(name, setting.dit.device())?;
+    let mut all = Vec::with_capacity(images.len());
+    for index in 0..images.len() {
+        let image = images.image(index)?;
+        all.push(image.permuted_axes([1, 2, 0]).insert_axis(Axis(0)).into_owned());
+    }
+    let views: Vec<_> = all.iter().map(|i| i.view()).collect();
+    let pixels = concatenate(Axis(0), &views).context("the images have more than one size")?;
+    let (reference, _) = classifier.judge(pixels.view())?;
+    Ok(Judge {
+        classifier,
+        reference,
+    })
+}
+
+/// All policies, the uncached run first.
+fn candidates(
+    experiment: &HarmonicaExperiment,
+    setting: Setting<'_>,
+    routers: &[Named],
+) -> Result<Vec<Candidate>> {
+    let (conditions, e) = (setting.conditions, &experiment.evaluation);
+    let mut all = vec![Candidate {
+        name: policy::NONE.into(),
+        label: String::new(),
+        what: What::Plan(policy::none(conditions)?),
+    }];
+    let mut savings: Vec<f64> = Vec::new();
+    for router in routers {
+        let threshold = router.learned.router.threshold();
+        let plan = match router.training {
+            Training::Sdt => policy::harmonica(&router.learned.router, threshold)?,
+            Training::L2c => policy::l2c(&router.learned.router, threshold)?,
+        };
+        if router.training == Training::Sdt {
+            savings.push(plan.mac_saving());
+        }
+        all.push(Candidate {
+            name: family(router).into(),
+            label: label(router, format!("r > {threshold}")),
+            what: What::Plan(plan),
+        });
+    }
+    savings.extend(e.mac_savings_percent.iter().map(|s| s / 100.));
+    savings.retain(|s| *s > 0.);
+    savings.sort_by(f64::total_cmp);
+    savings.dedup_by(|a, b| (*a - *b).abs() < 5e-3);
+    for (i, &saving) in savings.iter().enumerate() {
+        let at = format!("{:.0} %", 100. * saving);
+        for router in routers {
+            let wanted = e.mac_savings_percent.iter().any(|s| s / 100. == saving);
+            let what = match router.training {
+                // At its own threshold a router is in the table already.
+                Training::Sdt if !wanted => continue,
+                Training::Sdt => policy::harmonica_at_mac_saving(&router.learned.router, saving),
+                Training::L2c => policy::l2c_at_mac_saving(&router.learned.router, saving),
+            };
+            // Learning-to-Cache can't skip more than half; what can't be is not in the table.
+            if let Ok(plan) = what {
+                all.push(Candidate {
+                    name: family(router).into(),
+                    label: label(router, format!("at {at}")),
+                    what: What::Plan(plan),
+                });
+            }
+        }
+        let seed = |k| seed::derive(experiment.seed, &[30, i as u64, k]);
+        let plans = (0..RANDOM_PLANS)
+            .map(|k| policy::random_at_mac_saving(conditions, saving, seed(k)))
+            .collect::<Result<Vec<_>, _>>();
+        if let Ok(plans) = plans {
+            all.push(Candidate {
+                name: policy::RANDOM.into(),
+                label: format!("at {at}, mean of {RANDOM_PLANS}"),
+                what: What::Plans(plans),
+            });
+        }
+        // At least as much work as the plan that it is compared with.
+        let steps = (experiment.sampler.steps as f64 * (1. - saving)).ceil() as usize;
+        let options = SamplerOptions {
+            steps,
+            ..experiment.sampler.clone()
+        };
+        let label = format!("{steps}");
+        let seen = all.iter().any(|c| c.name == policy::FEWER_STEPS && c.label == label);
+        if options.validate().is_ok() && !seen {
+            all.push(Candidate {
+                name: policy::FEWER_STEPS.into(),
+                label,
+                what: What::Steps(options),
+            });
+        }
+    }
+    for &interval in &e.intervals {
+        all.push(Candidate {
+            name: policy::FORA.into(),
+            label: format!("every {interval}"),
+            what: What::Plan(policy::fora(conditions, interval)?),
+        });
+    }
+    for other in &e.policies {
+        let (name, label, plan) = match other {
+            Policy::Table { path } => (
+                policy::TABLE,
+                path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+                policy::table(path, conditions)?,
+            ),
+            Policy::Interval {
+                first,
+                last,
+                interval,
+            } => (
+                policy::INTERVAL,
+                format!("every {interval} in {first}-{last}"),
+                policy::interval(conditions, *first, *last, *interval)?,
+            ),
+        };
+        all.push(Candidate {
+            name: name.into(),
+            label,
+            what: What::Plan(plan),
+        });
+    }
+    Ok(all)
+}
+
+fn family(router: &Named) -> &'static str {
+    match router.training {
+        Training::Sdt => policy::HARMONICA,
+        Training::L2c => policy::L2C,
+    }
+}
+
+/// Names the router where its name says more than its family does.
+fn label(router: &Named, rest: String) -> String {
+    match router.name == family(router) {
+        true => rest,
+        false => format!("{} {rest}", router.name),
+    }
+}
