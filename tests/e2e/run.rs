@@ -150,7 +150,7 @@ fn a_run_whose_output_nobody_reads_still_ends_well() {
 }
 
 #[test]
-fn the_demo_runs_the_embedded_config_and_starts_anew_each_time() {
+fn the_demo_runs_the_embedded_configs_and_starts_anew_each_time() {
     let sandbox = Sandbox::new();
     let short = [
         "demo",
@@ -159,11 +159,16 @@ fn the_demo_runs_the_embedded_config_and_starts_anew_each_time() {
         "limits.batches=2",
         "--set",
         "threads=1",
+        "--set",
+        "routers.harmonica.trajectories=2",
+        "--set",
+        "evaluation.images=10",
     ];
     for _ in 0..2 {
         let done = sandbox.fewstep(&short);
         assert!(done.ok, "{}", done.stderr);
         assert!(sandbox.path("runs/demo-iir/summary.json").exists());
+        assert!(sandbox.path("runs/demo-harmonica/summary.json").exists());
         assert!(
             done.stdout.contains("| t5 ") && done.stdout.contains("| t1 "),
             "{}",

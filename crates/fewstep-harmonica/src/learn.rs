@@ -279,12 +279,10 @@ pub fn learn(
     folder: &Path,
     observe: &mut dyn FnMut(&LearnEvent) -> Result<()>,
 ) -> Result<Learned> {
-    options
-        .validate()
-        .map_err(|(key, reason)| Error::Invalid {
-            key: key.to_owned(),
-            reason,
-        })?;
+    options.validate().map_err(|(key, reason)| Error::Invalid {
+        key: key.to_owned(),
+        reason,
+    })?;
     for (_, p) in setting.dit.parameters() {
         let _ = p.f_set_requires_grad(false)?;
     }

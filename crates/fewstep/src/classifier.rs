@@ -44,7 +44,9 @@ impl Classifier {
                 let folder = Path::new(name);
                 let best = folder.join("checkpoints/ann/best.safetensors");
                 if !best.exists() {
-                    bail!("expected `digits` or the folder of an IIR-SNN run, found {name} without checkpoints/ann/best.safetensors");
+                    bail!(
+                        "expected `digits` or the folder of an IIR-SNN run, found {name} without checkpoints/ann/best.safetensors"
+                    );
                 }
                 (
                     ConfigSource::read(&folder.join("config.toml"), &[])?,
@@ -58,7 +60,9 @@ impl Classifier {
             .with_context(|| format!("the data set of the classifier {name}"))?;
         let shape = data.shape();
         let input = [shape.channels, shape.height, shape.width].map(|d| d as i64);
-        let plan = experiment.network.plan(input, data.class_names().len() as i64)?;
+        let plan = experiment
+            .network
+            .plan(input, data.class_names().len() as i64)?;
         let mut network = Network::new(plan, device)?;
         network.load(&weights.section(""), name)?;
         let column = |values: &[f32]| -> Result<Tensor> {
@@ -93,7 +97,9 @@ impl Classifier {
                 .f_sub(&self.mean)?
                 .f_div(&self.std)?;
             let features = self.network.features(&x)?.f_to_device(Device::Cpu)?;
-            let logits = self.network.forward(Input::Direct(&x), &Forward::analog(), None)?;
+            let logits = self
+                .network
+                .forward(Input::Direct(&x), &Forward::analog(), None)?;
             classes.extend(Vec::<i64>::try_from(logits.logits.f_argmax(1, false)?)?);
             let width = features.size().last().copied().unwrap_or(0) as usize;
             let rows = Vec::<f32>::try_from(features.f_contiguous()?.f_flatten(0, -1)?)?;

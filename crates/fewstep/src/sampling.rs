@@ -1,8 +1,8 @@
 //! Sampling jobs: many images, a batch at a time.
 
+use fewstep_diffusion::load::{self, LoadOptions};
 use fewstep_diffusion::random::ImageNoise;
 use fewstep_diffusion::sampler::{self, Sampler};
-use fewstep_diffusion::load::{self, LoadOptions};
 use fewstep_diffusion::{Convention, Dit, Guidance, Guided, Result, Reuse, dit::ComputeAll};
 use std::path::Path;
 
@@ -10,18 +10,13 @@ use ndarray::Array4;
 use tch::{Device, Kind, Tensor};
 
 /// The DiT that fewstep carries, trained by `configs/harmonica/digits-dit.toml`.
-const DIGITS: &[u8] =
-    include_bytes!("../../../configs/harmonica/weights/digits-dit.safetensors");
+const DIGITS: &[u8] = include_bytes!("../../../configs/harmonica/weights/digits-dit.safetensors");
 
 /// A trained DiT: a file or folder in any layout that `fewstep_diffusion::load` reads, or `digits`, the one that fewstep carries.
 ///
 /// # Errors
 /// There is none, or it is none; or the device lacks the memory.
-pub fn open_model(
-    checkpoint: &str,
-    convention: Convention,
-    device: Device,
-) -> Result<Dit> {
+pub fn open_model(checkpoint: &str, convention: Convention, device: Device) -> Result<Dit> {
     let dit = match checkpoint {
         "digits" => Dit::from_bytes(DIGITS, Path::new("the carried DiT"))?,
         _ => load::dit(

@@ -1,7 +1,12 @@
 //! `cargo xtask bench NAME`: ourselves and Python peers in turn, medians with spread, one verdict a line.
 //!
 //! Both sides print JSON lines `{"name", "ms": [one figure a sample], "threads", "batch"}`. A round runs each program
-//! once, so that a machine that warms up or gets busy is unfair to all of them.
+//! once, so that a machine that warms up or gets busy is unfair to all of them. Our lines may have more:
+//!
+//! * `gflop`: the arithmetic of a sample; the table then says GFLOP/s.
+//! * `judged`: false for a case without a target.
+//! * `against` and `implied_speedup`: a case that is compared with another of ours instead of with peers, and the speed-up that
+//!   its skipped arithmetic implies. At least [`FOLLOWED`] of that is to be measured.
 
 use std::env;
 use std::fs;
@@ -20,7 +25,7 @@ use crate::libtorch;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// What to measure: spiking
+    /// What to measure: spiking, sampling, or dit-xl (ours alone)
     name: String,
     /// Threads for every program [default: all of the machine]
     #[arg(long)]
@@ -34,6 +39,12 @@ pub struct Options {
     /// Steps before the timed ones
     #[arg(long, default_value_t = 1)]
     warmup: usize,
+    /// One round of one sample
+    #[arg(long)]
+    quick: bool,
+    /// Print the rows as JSON instead of a table
+    #[arg(long)]
+    json: bool,
 }
 
 /// A benchmark: `fewstep bench NAME` against `xtask/bench/<script> --peer PEER`.
@@ -45,12 +56,23 @@ struct Bench {
     target: f64,
 }
 
-const BENCHES: &[Bench] = &[Bench {
-    name: "spiking",
-    script: "spiking_peer.py",
-    peers: &["spikingjelly", "snntorch"],
-    target: 1.1,
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "spiking",
+        script: "spiking_peer.py",
+        peers: &["spikingjelly", "snntorch"],
+        target: 1.1,
+    },
+    Bench {
+        name: "sampling",
+        script: "sampling_peer.py",
+        peers: &["pytorch"],
+        target: 1. / 1.1,
+    },
+];
+
+/// The share of an implied speed-up that is to be measured.
+const FOLLOWED: f64 = 0.95;
 
 /// What the peers need; pinned.
 const REQUIREMENTS: &str = include_str!("../../bench/requirements.txt");
@@ -62,14 +84,26 @@ struct Samples {
     threads: u64,
     batch: u64,
     ms: Vec<f64>,
+    gflop: Option<f64>,
+    judged: bool,
+    /// The case of ours that this one is compared with, and the speed-up that is implied.
+    against: Option<(String, f64)>,
 }
 
 /// Measures, writes `target/bench/NAME.json`, prints the table.
 pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
+    let threads = options
+        .threads
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    if options.name == "dit-xl" {
+        let mut words = vec!["dit-xl".into(), format!("--threads={threads}").into()];
+        words.extend(options.json.then(|| "--json".into()));
+        return drive::fewstep(checkout, Some("bench"), &words);
+    }
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == options.name) else {
         let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
         bail!(
-            "there is no benchmark {:?}; known: {}",
+            "there is no benchmark {:?}; known: {}, dit-xl",
             options.name,
             known.join(", ")
         );
@@ -80,24 +114,25 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     );
     libtorch::ensure(checkout, false, false)?;
     let python = python(checkout)?;
-    let threads = options
-        .threads
-        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let (rounds, samples) = match options.quick {
+        true => (1, 1),
+        false => (options.rounds, options.samples),
+    };
     let common = [
         format!("--threads={threads}"),
-        format!("--samples={}", options.samples),
+        format!("--samples={samples}"),
         format!("--warmup={}", options.warmup),
     ];
 
     let mut ours = Vec::new();
     let mut theirs: Vec<Vec<Samples>> = bench.peers.iter().map(|_| Vec::new()).collect();
-    for round in 1..=options.rounds {
-        eprintln!("round {round} of {}: fewstep", options.rounds);
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}: fewstep");
         let mut command = drive::command(checkout)?;
         command.args(["bench", bench.name, "--json"]).args(&common);
         measure(&mut command, "fewstep", &mut ours)?;
         for (peer, samples) in bench.peers.iter().zip(&mut theirs) {
-            eprintln!("round {round} of {}: {peer}", options.rounds);
+            eprintln!("round {round} of {rounds}: {peer}");
             let mut command = Command::new(&python);
             command
                 .arg(checkout.root.join("xtask/bench").join(bench.script))
@@ -113,14 +148,19 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     fs::create_dir_all(&folder)
         .and_then(|()| fs::write(&path, format!("{:#}\n", Value::from(rows.clone()))))
         .with_context(|| format!("cannot write {}", path.display()))?;
+    if options.json {
+        println!("{:#}", Value::from(rows));
+        return Ok(ExitCode::SUCCESS);
+    }
     println!("{}", table(&rows));
+    let targets = rows.iter().filter(|row| !row["met"].is_null()).count();
     let missed = rows.iter().filter(|row| row["met"] == json!(false)).count();
     println!(
         "median ms a step, interquartile range in brackets; {}; written to {}",
         if missed == 0 {
             "every target is met".to_owned()
         } else {
-            format!("{missed} of {} targets are missed", rows.len())
+            format!("{missed} of {targets} targets are missed")
         },
         path.display()
     );
@@ -214,13 +254,32 @@ fn parse(line: &str) -> Result<Samples> {
             .context("`threads` is no number")?,
         batch: value["batch"].as_u64().context("`batch` is no number")?,
         ms,
+        gflop: value["gflop"].as_f64(),
+        judged: value["judged"].as_bool().unwrap_or(true),
+        against: value["against"]
+            .as_str()
+            .map(str::to_owned)
+            .zip(value["implied_speedup"].as_f64()),
     })
 }
 
-/// One row for each case and peer.
+/// One row for each case and what it is compared with.
 fn compare(bench: &Bench, ours: &[Samples], theirs: &[Vec<Samples>]) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     for our in ours {
+        if let Some((against, implied)) = &our.against {
+            let other = ours
+                .iter()
+                .find(|other| other.name == *against)
+                .with_context(|| format!("fewstep did not measure {against}"))?;
+            let mut row = compare_two(our, against, other, 1. / (FOLLOWED * implied));
+            let speedup = 1. / row["ratio"].as_f64().unwrap_or(f64::NAN);
+            row["speedup"] = json!(speedup);
+            row["implied_speedup"] = json!(implied);
+            row["followed"] = json!(speedup / implied);
+            rows.push(row);
+            continue;
+        }
         for (peer, samples) in bench.peers.iter().zip(theirs) {
             let their = samples
                 .iter()
@@ -235,18 +294,30 @@ fn compare(bench: &Bench, ours: &[Samples], theirs: &[Vec<Samples>]) -> Result<V
                 their.threads,
                 their.batch
             );
-            let (our_ms, our_spread) = median_and_spread(&our.ms);
-            let (their_ms, their_spread) = median_and_spread(&their.ms);
-            let ratio = our_ms / their_ms;
-            rows.push(json!({
-                "name": our.name, "threads": our.threads, "batch": our.batch,
-                "ours_ms": our_ms, "ours_spread_ms": our_spread,
-                "peer": peer, "peer_ms": their_ms, "peer_spread_ms": their_spread,
-                "ratio": ratio, "target": bench.target, "met": ratio <= bench.target,
-            }));
+            rows.push(compare_two(our, peer, their, bench.target));
         }
     }
     Ok(rows)
+}
+
+/// The row of `our` beside `their`, which must not take less than 1/`target` of its time.
+fn compare_two(our: &Samples, peer: &str, their: &Samples, target: f64) -> Value {
+    let (our_ms, our_spread) = median_and_spread(&our.ms);
+    let (their_ms, their_spread) = median_and_spread(&their.ms);
+    let ratio = our_ms / their_ms;
+    let mut row = json!({
+        "name": our.name, "threads": our.threads, "batch": our.batch,
+        "ours_ms": our_ms, "ours_spread_ms": our_spread,
+        "peer": peer, "peer_ms": their_ms, "peer_spread_ms": their_spread,
+        "ratio": ratio,
+        "target": our.judged.then_some(target),
+        "met": our.judged.then_some(ratio <= target),
+    });
+    if let Some(gflop) = our.gflop {
+        row["ours_gflops"] = json!(gflop / our_ms * 1e3);
+        row["peer_gflops"] = json!(gflop / their_ms * 1e3);
+    }
+    row
 }
 
 /// Median and interquartile range, both by linear interpolation between the sorted samples.
@@ -269,7 +340,16 @@ fn table(rows: &[Value]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header([
-        "case", "threads", "batch", "ours", "peer", "its", "ratio", "target", "met",
+        "case",
+        "threads",
+        "batch",
+        "ours",
+        "peer",
+        "its",
+        "ratio",
+        "target",
+        "met",
+        "that is",
     ]);
     let figure = |row: &Value, key: &str| row[key].as_f64().unwrap_or(f64::NAN);
     let time = |row: &Value, who: &str| {
@@ -288,21 +368,62 @@ fn table(rows: &[Value]) -> Table {
             row["peer"].as_str().unwrap_or_default().to_owned(),
             time(row, "peer"),
             format!("{:.3}", figure(row, "ratio")),
-            row["target"].to_string(),
-            if row["met"] == json!(true) {
-                "yes"
-            } else {
-                "NO"
+            row["target"]
+                .as_f64()
+                .map_or("none".into(), |target| format!("{target:.3}")),
+            match row["met"].as_bool() {
+                Some(true) => "yes",
+                Some(false) => "NO",
+                None => "",
             }
             .to_owned(),
+            meaning(row),
         ]);
     }
     table
 }
 
+/// What a row's ratio says in other words.
+fn meaning(row: &Value) -> String {
+    let figure = |key: &str| row[key].as_f64();
+    if let (Some(speedup), Some(implied), Some(followed)) = (
+        figure("speedup"),
+        figure("implied_speedup"),
+        figure("followed"),
+    ) {
+        return format!("{speedup:.2} x faster, skipped work implies {implied:.2} ({followed:.3})");
+    }
+    match (figure("ours_gflops"), figure("peer_gflops")) {
+        (Some(ours), Some(peer)) => format!("{ours:.0} GFLOP/s, peer {peer:.0}"),
+        _ => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cached_case_is_held_against_its_implied_speed_up() {
+        let line = |text: &str| parse(text).unwrap();
+        let ours = [
+            line(r#"{"name": "all", "ms": [10.0], "threads": 2, "batch": 8, "gflop": 1.0}"#),
+            line(
+                r#"{"name": "half", "ms": [5.2], "threads": 2, "batch": 8, "against": "all", "implied_speedup": 2.0}"#,
+            ),
+        ];
+        let theirs = vec![vec![line(
+            r#"{"name": "all", "ms": [12.0], "threads": 2, "batch": 8}"#,
+        )]];
+        let rows = compare(&BENCHES[1], &ours, &theirs).unwrap();
+        assert_eq!(rows.len(), 2);
+        assert_eq!(meaning(&rows[0]), "100 GFLOP/s, peer 83");
+        assert_eq!(rows[1]["met"], json!(true));
+        assert_eq!(
+            meaning(&rows[1]),
+            "1.92 x faster, skipped work implies 2.00 (0.962)"
+        );
+    }
 
     #[test]
     fn the_median_and_the_quartiles_interpolate() {

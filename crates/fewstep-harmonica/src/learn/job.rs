@@ -1,9 +1,9 @@
 //! One batch of trajectories as the published training runs them: latents are doubled for guidance, the model sees the first half.
 
+use fewstep_diffusion::Reuse;
 use fewstep_diffusion::dit::Prepared;
 use fewstep_diffusion::random::{self, ImageNoise, Use};
 use fewstep_diffusion::sampler::{Call, SamplerState};
-use fewstep_diffusion::Reuse;
 use tch::{Kind, Tensor};
 
 use super::mix::{self, Fill, Gates, Slots};
@@ -99,7 +99,12 @@ impl<'a> Job<'a> {
     }
 
     /// Takes the sampler's step.
-    pub(super) fn advance(&mut self, place: &mut Place, index: usize, output: &Tensor) -> Result<()> {
+    pub(super) fn advance(
+        &mut self,
+        place: &mut Place,
+        index: usize,
+        output: &Tensor,
+    ) -> Result<()> {
         let output = match place.x.size()[0] == output.size()[0] {
             true => output.shallow_clone(),
             false => Tensor::f_cat(&[output, output], 0)?,

@@ -53,7 +53,10 @@ impl Learner<'_> {
             let expected = format!("[M, {}, {}, {}]", c.channels, c.input_size, c.input_size);
             return Err(Error::option("images", expected, format!("{found:?}")));
         }
-        let (n, pairs) = (self.options.batch_size, self.setting.sampler.timesteps().len() / 2);
+        let (n, pairs) = (
+            self.options.batch_size,
+            self.setting.sampler.timesteps().len() / 2,
+        );
         let one = |rng: &mut ChaCha8Rng, end: i64| -> Result<i64> {
             Ok(random::integers(rng, 1, end)?.f_int64_value(&[0])?)
         };
@@ -61,7 +64,10 @@ impl Learner<'_> {
         let which = random::integers(rng, n, found[0])?;
         let mut x = images.images.f_index_select(0, &which)?;
         if x.kind() == Kind::Uint8 {
-            x = x.f_to_kind(Kind::Float)?.f_mul_scalar(2. / 255.)?.f_sub_scalar(1.)?;
+            x = x
+                .f_to_kind(Kind::Float)?
+                .f_mul_scalar(2. / 255.)?
+                .f_sub_scalar(1.)?;
         }
         let labels = images.labels.f_index_select(0, &which)?;
         let dropped = random::integers(rng, n, DROPPED)?.f_eq(0)?;

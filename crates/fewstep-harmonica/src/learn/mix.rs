@@ -104,7 +104,9 @@ impl Reuse for Student<'_> {
         let r = self.gates.r.f_get(index as i64)?;
         let mixed = if self.gates.straight_through {
             // The value is 0 or 1, the gradient that of r.
-            let hard = r.f_sub(&r.f_detach()?)?.f_add_scalar(f64::from(u8::from(fresh)))?;
+            let hard = r
+                .f_sub(&r.f_detach()?)?
+                .f_add_scalar(f64::from(u8::from(fresh)))?;
             cached.f_addcmul(&difference, &hard)?
         } else {
             cached.f_addcmul(&difference, &r)?

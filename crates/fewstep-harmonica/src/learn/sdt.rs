@@ -18,7 +18,12 @@ impl Learner<'_> {
         let c = self.setting.dit.config();
         let mut rng = self.generator();
         let labels = random::integers(&mut rng, self.options.batch_size, c.classes)?;
-        let shape = [self.options.batch_size, c.channels, c.input_size, c.input_size];
+        let shape = [
+            self.options.batch_size,
+            c.channels,
+            c.input_size,
+            c.input_size,
+        ];
         let x = random::normal(&mut rng, &shape)?;
         let noise = seed::derive(self.seed, &[u64::from(self.trajectory)]);
         let job = Job::new(self.setting, &labels, noise)?;
@@ -84,6 +89,7 @@ impl Learner<'_> {
 }
 
 /// The learner after an update; for tests against the published algorithm.
+#[cfg_attr(not(test), expect(dead_code))]
 pub(super) struct Seen<'a> {
     pub(super) learner: &'a Learner<'a>,
     pub(super) loss: f64,

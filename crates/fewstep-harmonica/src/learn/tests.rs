@@ -106,7 +106,9 @@ impl Fixture {
         }
         let mut reuse = CachedReuse::new(Planned(&plan), self.dit.config());
         let found = self.sample(&mut reuse);
-        let expected = self.tensor(&format!("case/{case}/infer/x0")).narrow(0, 0, 2);
+        let expected = self
+            .tensor(&format!("case/{case}/infer/x0"))
+            .narrow(0, 0, 2);
         assert_close(&found, &expected, &format!("{case}: cached x0"));
     }
 }
@@ -182,9 +184,21 @@ fn three_trajectories_are_those_of_the_published_algorithm() {
                 );
             }
         }
-        assert_close(&Tensor::from_slice(&losses), &stored("loss"), &format!("{case}: losses"));
-        assert_close(&Tensor::from_slice(&errors), &stored("mse"), &format!("{case}: errors"));
-        assert_close(&Tensor::stack(&tables, 0), &stored("logits"), &format!("{case}: logits"));
+        assert_close(
+            &Tensor::from_slice(&losses),
+            &stored("loss"),
+            &format!("{case}: losses"),
+        );
+        assert_close(
+            &Tensor::from_slice(&errors),
+            &stored("mse"),
+            &format!("{case}: errors"),
+        );
+        assert_close(
+            &Tensor::stack(&tables, 0),
+            &stored("logits"),
+            &format!("{case}: logits"),
+        );
         fixture.check_inference(case, &learner);
     }
 }
@@ -206,7 +220,11 @@ fn the_latents_of_a_trajectory_are_those_of_the_published_algorithm() {
         .unwrap();
     let expected = fixture.tensor("case/telescoping-mean/x").get(0);
     for (i, found) in all.iter().enumerate() {
-        assert_close(found, &expected.get(i as i64 + 1), &format!("after call {}", i + 1));
+        assert_close(
+            found,
+            &expected.get(i as i64 + 1),
+            &format!("after call {}", i + 1),
+        );
     }
 }
 
@@ -229,7 +247,9 @@ fn learning_to_cache_trains_as_its_published_code() {
     let dropped = case("dropped");
     for i in 0..dropped.size()[0] {
         let labels = case("labels").get(i);
-        let labels = labels.full_like(10).where_self(&dropped.get(i).eq(1), &labels);
+        let labels = labels
+            .full_like(10)
+            .where_self(&dropped.get(i).eq(1), &labels);
         let draw = l2c::Draw {
             row: case("row").int64_value(&[i]) as usize,
             x: case("x_start").get(i),
@@ -239,7 +259,10 @@ fn learning_to_cache_trains_as_its_published_code() {
         let (loss, mse) = learner.l2c_step(&draw).unwrap();
         for (found, name) in [(loss, "loss"), (mse, "mse")] {
             let expected = case(name).double_value(&[i]);
-            assert!((found - expected).abs() <= 1e-4 * expected, "{name} {i}: {found} {expected}");
+            assert!(
+                (found - expected).abs() <= 1e-4 * expected,
+                "{name} {i}: {found} {expected}"
+            );
         }
         assert_close(&learner.logits().unwrap(), &case("logits").get(i), "logits");
     }
@@ -273,12 +296,19 @@ fn whole(
     folder: &Path,
     stop_at: Option<u32>,
 ) -> Result<Learned> {
-    learn(fixture.setting(), options, None, 3, folder, &mut |e| match e {
-        LearnEvent::Trajectory { trajectory, .. } if Some(*trajectory) == stop_at => {
-            Err(Error::Stopped("killed".into()))
-        }
-        _ => Ok(()),
-    })
+    learn(
+        fixture.setting(),
+        options,
+        None,
+        3,
+        folder,
+        &mut |e| match e {
+            LearnEvent::Trajectory { trajectory, .. } if Some(*trajectory) == stop_at => {
+                Err(Error::Stopped("killed".into()))
+            }
+            _ => Ok(()),
+        },
+    )
 }
 
 #[test]
@@ -329,7 +359,10 @@ fn straight_through_runs_what_sampling_will_run() {
     };
     let mut learner = fixture.learner(&options);
     let plan = learner.plan().unwrap();
-    let (labels, noise) = (fixture.tensor("infer/labels"), fixture.tensor("infer/noise"));
+    let (labels, noise) = (
+        fixture.tensor("infer/labels"),
+        fixture.tensor("infer/noise"),
+    );
     let job = Job::new(fixture.setting(), &labels, 0).unwrap();
     let mut last = None;
     learner

@@ -53,9 +53,16 @@ pub fn l2c_at_mac_saving(router: &Router, mac_saving: f64) -> Result<CachePlan> 
     let settings = toml! { router = (router.fingerprint()) };
     let mut scores = router.probabilities();
     // No threshold between 0 and 1 reaches these.
-    scores.iter_mut().skip(1).step_by(2).flatten().for_each(|r| *r = f64::INFINITY);
+    scores
+        .iter_mut()
+        .skip(1)
+        .step_by(2)
+        .flatten()
+        .for_each(|r| *r = f64::INFINITY);
     let plan = plan_at_mac_saving(L2C, settings, router.made_for(), &scores, mac_saving)?;
-    let odd = (1..plan.steps()).step_by(2).any(|row| plan.row(row).contains(&true));
+    let odd = (1..plan.steps())
+        .step_by(2)
+        .any(|row| plan.row(row).contains(&true));
     match odd {
         false => Ok(plan),
         true => Err(Error::option(

@@ -162,7 +162,9 @@ fn record(
             losses.0 += loss;
             losses.1 += 1;
             bar.set(u64::from(step), format_args!("loss {loss:.4}"));
-            if step % LOG_EVERY == 0 || step == training.steps {
+            // At a checkpoint too, so that a run that resumes there has the same means.
+            let checkpoint = step % training.checkpoint_every == 0;
+            if step % LOG_EVERY == 0 || checkpoint || step == training.steps {
                 folder.scalar("loss", u64::from(step), losses.0 / f64::from(losses.1))?;
                 folder.scalar("learning_rate", u64::from(step), learning_rate)?;
                 *losses = (0., 0);

@@ -19,6 +19,7 @@ use crate::experiment::HarmonicaExperiment;
 use crate::progress::{Progress, ProgressMode};
 use crate::run::RunFolder;
 use crate::sampling;
+pub(super) use write::{plan_plot, router_plot};
 
 /// A router that was learned, under its name in the config.
 pub(crate) struct Named {
@@ -41,7 +42,9 @@ pub(crate) fn follow(
     let model = &experiment.model;
     let dit = sampling::open_model(&model.checkpoint, model.convention, device)
         .map_err(|e| source.invalid("model.checkpoint", format!("{e:#}")))?;
-    let sampler = experiment.sampler.build(&NoiseSchedule::new(&model.noise)?)?;
+    let sampler = experiment
+        .sampler
+        .build(&NoiseSchedule::new(&model.noise)?)?;
     let conditions = Conditions::new(
         &dit,
         experiment.sampler.label(),
@@ -53,7 +56,12 @@ pub(crate) fn follow(
         None => None,
     };
     let images = match &data {
-        Some(data) if experiment.routers.values().any(|o| o.training == Training::L2c) => {
+        Some(data)
+            if experiment
+                .routers
+                .values()
+                .any(|o| o.training == Training::L2c) =>
+        {
             Some(pixels(data.train.as_ref())?)
         }
         _ => None,
@@ -84,7 +92,9 @@ pub(crate) fn follow(
         guidance: &experiment.guidance,
         conditions: &conditions,
     };
-    let images = images.as_ref().map(|(images, labels)| Images { images, labels });
+    let images = images
+        .as_ref()
+        .map(|(images, labels)| Images { images, labels });
     let routers = learn_all(experiment, setting, images.as_ref(), &mut folder, mode)?;
     let compared = compare::compare(
         experiment,
@@ -93,7 +103,14 @@ pub(crate) fn follow(
         data.as_ref().map(|d| d.train.as_ref()),
         mode,
     )?;
-    write::write(&mut folder, experiment, setting, &routers, &compared, device)?;
+    write::write(
+        &mut folder,
+        experiment,
+        setting,
+        &routers,
+        &compared,
+        device,
+    )?;
     write::print(&folder, &compared, common.json)
 }
 
@@ -155,7 +172,9 @@ fn learn_all(
             bar.finish(last);
         }
         marks += u64::from(options.trajectories.div_ceil(options.checkpoint_every));
-        learned.router.save(&folder.path(format!("router-{name}.safetensors")))?;
+        learned
+            .router
+            .save(&folder.path(format!("router-{name}.safetensors")))?;
         routers.push(Named {
             name: name.clone(),
             training: options.training,

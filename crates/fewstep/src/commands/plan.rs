@@ -212,7 +212,10 @@ fn make(args: &MakeArgs) -> Result<CachePlan> {
 }
 
 fn routed(args: &MakeArgs, conditions: &Conditions, rule: Rule) -> Result<CachePlan> {
-    let path = args.router.as_deref().context("--router: expected a file")?;
+    let path = args
+        .router
+        .as_deref()
+        .context("--router: expected a file")?;
     // Another threshold than the router's own makes another plan, which is what was asked for.
     let (router, own) = open_for(path, conditions, None)?;
     Ok(match args.mac_saving {

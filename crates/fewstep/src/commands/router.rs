@@ -96,7 +96,11 @@ impl Rule {
     ///
     /// # Errors
     /// The router's conditions make no sense.
-    pub(crate) fn plan(self, router: &Router, threshold: f64) -> fewstep_harmonica::Result<CachePlan> {
+    pub(crate) fn plan(
+        self,
+        router: &Router,
+        threshold: f64,
+    ) -> fewstep_harmonica::Result<CachePlan> {
         match self {
             Self::Harmonica => policy::harmonica(router, threshold),
             Self::L2c => policy::l2c(router, threshold),
@@ -127,8 +131,8 @@ impl Rule {
     }
 }
 
-/// A router for `job`, with the threshold that it is read at. A `.pt` does not say what it was made for and is taken at its word's
-/// absence; its threshold is the published one unless `threshold` says otherwise.
+/// A router for `job`, with the threshold that it is read at. A `.pt` does not say what it was made for, so only its size is
+/// checked; its threshold is the published one unless `threshold` says otherwise.
 ///
 /// # Errors
 /// No such file, no router, or one that was made for something else: everything that differs.

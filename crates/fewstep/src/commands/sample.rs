@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use fewstep_diffusion::autoencoder::{self, Autoencoder, AutoencoderKl, TinyAutoencoder};
+use fewstep_diffusion::autoencoder::{self, Autoencoder, TinyAutoencoder};
 use fewstep_diffusion::dit::{ComputeAll, Reuse};
 use fewstep_diffusion::{Convention, Dit, DitConfig};
 use fewstep_harmonica::{CacheCounts, CachePlan, CachedReuse, Planned, policy};
@@ -69,6 +69,9 @@ pub struct Options {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Threads of libtorch [default: what libtorch finds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1024))]
+    threads: Option<i32>,
     /// Compute the model in bfloat16
     #[arg(long)]
     bf16: bool,
@@ -102,6 +105,9 @@ pub fn sample(options: &Options) -> Result<()> {
         .map(|path| Target::check(path))
         .collect::<Result<Vec<_>>>()?;
     let device = device::resolve(options.device.parse::<DeviceChoice>()?)?;
+    if let Some(threads) = options.threads {
+        tch::set_num_threads(threads);
+    }
     let dit = open_model(&options.checkpoint, options.convention, device)?;
     let config = dit.config().clone();
     let labels = Labels::new(options, &config)?;
@@ -126,7 +132,14 @@ pub fn sample(options: &Options) -> Result<()> {
         seed: options.seed,
         batch_size: options.batch as usize,
     };
-    let done = run(options, &job, &labels, plan.as_ref(), vae.as_deref(), &mut outputs)?;
+    let done = run(
+        options,
+        &job,
+        &labels,
+        plan.as_ref(),
+        vae.as_deref(),
+        &mut outputs,
+    )?;
     for output in outputs {
         output.finish()?;
     }
@@ -297,12 +310,7 @@ fn open_vae(path: &Path, config: &DitConfig, device: Device) -> Result<Box<dyn A
     }
 }
 
-fn report(
-    options: &Options,
-    done: &Done,
-    plan: Option<&CachePlan>,
-    device: Device,
-) -> Result<()> {
+fn report(options: &Options, done: &Done, plan: Option<&CachePlan>, device: Device) -> Result<()> {
     let ms = 1e3 * done.seconds / options.n as f64;
     let (cur, saving) = (100. * done.utilisation(), 100. * done.mac_saving());
     let policy = plan.map_or(policy::NONE, CachePlan::policy);
@@ -326,7 +334,11 @@ fn report(
             .to_string(),
         );
     }
-    let outputs: Vec<_> = options.out.iter().map(|p| p.display().to_string()).collect();
+    let outputs: Vec<_> = options
+        .out
+        .iter()
+        .map(|p| p.display().to_string())
+        .collect();
     super::print(&format!(
         "{} images in {:.2} s, {ms:.1} ms each; {policy}: cache utilisation {cur:.1} %, {saving:.1} % of MACs saved; {}",
         options.n,

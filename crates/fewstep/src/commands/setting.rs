@@ -170,9 +170,12 @@ impl TargetArgs {
         sampling.sampler()?;
         sampling.guidance()?;
         if let Some(name) = &self.model {
-            let mut shape = DitConfig::named(name, self.input_size, LATENT_CHANNELS).ok_or_else(
-                || anyhow!("--model: expected a published shape such as DiT-XL/2 or S/4, found {name}"),
-            )?;
+            let mut shape =
+                DitConfig::named(name, self.input_size, LATENT_CHANNELS).ok_or_else(|| {
+                    anyhow!(
+                        "--model: expected a published shape such as DiT-XL/2 or S/4, found {name}"
+                    )
+                })?;
             shape.convention = self.convention.unwrap_or_default();
             shape
                 .validate()
@@ -267,6 +270,8 @@ pub(crate) fn described(conditions: &Conditions) -> String {
 
 /// A file's name, for titles and sentences.
 pub(crate) fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into())
+    path.file_name().map_or_else(
+        || path.display().to_string(),
+        |n| n.to_string_lossy().into(),
+    )
 }

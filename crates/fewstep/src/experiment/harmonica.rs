@@ -143,7 +143,11 @@ impl HarmonicaExperiment {
                 return Err((format!("evaluation.{key}"), reason));
             }
         }
-        if let Some(found) = e.mac_savings_percent.iter().find(|s| !(0. ..100.).contains(*s)) {
+        if let Some(found) = e
+            .mac_savings_percent
+            .iter()
+            .find(|s| !(0. ..100.).contains(*s))
+        {
             let reason = format!("expected percentages from 0 to below 100, found {found}");
             return Err(("evaluation.mac_savings_percent".into(), reason));
         }

@@ -118,7 +118,10 @@ impl NpzWriter {
     ) -> Result<(), ImagesError> {
         let (count, channels, height, width) = latents.dim();
         self.accept(count, Some(channels), [height, width], labels)?;
-        let bytes: Vec<u8> = latents.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = latents
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.put(&bytes)
     }
 

@@ -6,9 +6,7 @@ use anyhow::{Context, Result};
 use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::random::{self, ImageNoise, Use};
 use fewstep_diffusion::sampler::{self, Sampler, SamplerName};
-use fewstep_diffusion::{
-    Dit, DitConfig, Guidance, Guided, NoiseSchedule, Reuse, SamplerOptions,
-};
+use fewstep_diffusion::{Dit, DitConfig, Guidance, Guided, NoiseSchedule, Reuse, SamplerOptions};
 use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, policy};
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -119,7 +117,12 @@ pub(super) fn dit_xl(options: &Options) -> Result<()> {
     let mut noise = ImageNoise::new(SEED, 0..1);
     let x = noise.initial([c.channels, c.input_size, c.input_size])?;
     let mut reuse = ComputeAll;
-    let mut denoiser = Guided::new(&dit, &Tensor::f_from_slice(&[207i64])?, &guidance, &mut reuse)?;
+    let mut denoiser = Guided::new(
+        &dit,
+        &Tensor::f_from_slice(&[207i64])?,
+        &guidance,
+        &mut reuse,
+    )?;
     let mut seconds = Vec::new();
     let mut start = Instant::now();
     let x = sampler::sample(&*sampler, &mut denoiser, &x, &mut noise, &mut |_, _| {

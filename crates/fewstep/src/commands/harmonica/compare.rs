@@ -160,7 +160,10 @@ pub(super) fn compare(
             reference = Some(run);
         }
         samplers.push(other);
-        bar.set(i as u64 + 1, format_args!("{} {}", candidate.name, candidate.label));
+        bar.set(
+            i as u64 + 1,
+            format_args!("{} {}", candidate.name, candidate.label),
+        );
     }
     bar.finish("timing");
     time(experiment, setting, &labels, &samplers, &mut all)?;
@@ -264,7 +267,12 @@ fn judge(name: &str, images: &dyn Dataset, setting: Setting<'_>) -> Result<Judge
     let mut all = Vec::with_capacity(images.len());
     for index in 0..images.len() {
         let image = images.image(index)?;
-        all.push(image.permuted_axes([1, 2, 0]).insert_axis(Axis(0)).into_owned());
+        all.push(
+            image
+                .permuted_axes([1, 2, 0])
+                .insert_axis(Axis(0))
+                .into_owned(),
+        );
     }
     let views: Vec<_> = all.iter().map(|i| i.view()).collect();
     let pixels = concatenate(Axis(0), &views).context("the images have more than one size")?;
@@ -344,7 +352,9 @@ fn candidates(
             ..experiment.sampler.clone()
         };
         let label = format!("{steps}");
-        let seen = all.iter().any(|c| c.name == policy::FEWER_STEPS && c.label == label);
+        let seen = all
+            .iter()
+            .any(|c| c.name == policy::FEWER_STEPS && c.label == label);
         if options.validate().is_ok() && !seen {
             all.push(Candidate {
                 name: policy::FEWER_STEPS.into(),
@@ -364,7 +374,10 @@ fn candidates(
         let (name, label, plan) = match other {
             Policy::Table { path } => (
                 policy::TABLE,
-                path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+                path.file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
                 policy::table(path, conditions)?,
             ),
             Policy::Interval {

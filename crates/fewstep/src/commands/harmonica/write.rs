@@ -29,7 +29,11 @@ pub(super) fn write(
         let title = format!("{}: router {}", folder.name(), router.name);
         let plan = all
             .iter()
-            .find(|c| c.plan.as_ref().is_some_and(|p| settled(p, &router.learned.router)))
+            .find(|c| {
+                c.plan
+                    .as_ref()
+                    .is_some_and(|p| settled(p, &router.learned.router))
+            })
             .and_then(|c| c.plan.as_ref());
         let picture = plot::plan_heatmap(&router_plot(&title, &router.learned.router, plan))?;
         folder.plot(&format!("router-{}", router.name), &picture)?;
@@ -41,13 +45,19 @@ pub(super) fn write(
             plan.save(&folder.path(format!("plan-{name}.toml")))?;
             if ["harmonica", "l2c"].contains(&compared.name.as_str()) {
                 let title = format!("{}: {} {}", folder.name(), compared.name, compared.label);
-                folder.plot(&format!("plan-{name}"), &plot::plan_heatmap(&plan_plot(&title, plan))?)?;
+                folder.plot(
+                    &format!("plan-{name}"),
+                    &plot::plan_heatmap(&plan_plot(&title, plan))?,
+                )?;
             }
         }
     }
     pictures(folder, all)?;
     folder.write_table(&report::markdown(&HEADER, &rows(all)))?;
-    let router = routers.iter().find(|r| r.name == "harmonica").or(routers.first());
+    let router = routers
+        .iter()
+        .find(|r| r.name == "harmonica")
+        .or(routers.first());
     let told = |r: &Named| {
         json!({
             "name": r.name,
@@ -113,9 +123,8 @@ const HEADER: [&str; 9] = [
 ];
 
 fn rows(all: &[Compared]) -> Vec<[String; 9]> {
-    let or_none = |v: Option<f64>, digits: usize| {
-        v.map_or_else(|| "-".into(), |v| format!("{v:.digits$}"))
-    };
+    let or_none =
+        |v: Option<f64>, digits: usize| v.map_or_else(|| "-".into(), |v| format!("{v:.digits$}"));
     all.iter()
         .map(|c| {
             [
@@ -140,7 +149,10 @@ fn rows(all: &[Compared]) -> Vec<[String; 9]> {
 fn file_name(compared: &Compared) -> String {
     let name = format!("{} {}", compared.name, compared.label);
     let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-');
-    words.filter(|w| !w.is_empty()).collect::<Vec<_>>().join("-")
+    words
+        .filter(|w| !w.is_empty())
+        .collect::<Vec<_>>()
+        .join("-")
 }
 
 /// Whether the plan is what this router says at its own threshold.
@@ -151,7 +163,11 @@ fn settled(plan: &CachePlan, router: &Router) -> bool {
 }
 
 /// The probabilities of a router, in the order of execution.
-pub(crate) fn router_plot(title: &str, router: &Router, plan: Option<&CachePlan>) -> plot::PlanPlot {
+pub(crate) fn router_plot(
+    title: &str,
+    router: &Router,
+    plan: Option<&CachePlan>,
+) -> plot::PlanPlot {
     let mut values = router.probabilities();
     values.reverse();
     plot::PlanPlot {
@@ -255,7 +271,9 @@ fn pictures(folder: &mut RunFolder, all: &[Compared]) -> Result<()> {
     folder.plot("speed-against-quality", &tradeoff)?;
     // The uncached run, each learned router at its own threshold, and the nearest of the others.
     let shown = all.iter().filter(|c| {
-        c.name == "none" || c.label.contains("r >") || ["fora", "fewer-steps"].contains(&c.name.as_str())
+        c.name == "none"
+            || c.label.contains("r >")
+            || ["fora", "fewer-steps"].contains(&c.name.as_str())
     });
     let panels: Vec<_> = shown
         .filter_map(|c| {

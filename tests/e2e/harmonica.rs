@@ -1,0 +1,267 @@
+//! Runs of the two diffusion methods: what they write, kill and resume, and what is said when something is wrong.
+
+use serde_json::Value;
+
+use crate::common::{Sandbox, timeless};
+
+/// A second of training a DiT.
+const DIT: &str = r#"name = "tiny"
+method = "dit"
+device = "cpu"
+threads = 1
+samples = 10
+precision = "float16"
+
+[data]
+name = "digits"
+train_images = 200
+
+[model]
+patch = 4
+depth = 2
+width = 16
+heads = 2
+learned_variance = true
+
+[training]
+steps = 40
+batch_size = 16
+learning_rate = 1e-3
+loss = "hybrid"
+gradient_clip = 1.0
+checkpoint_every = 15
+validation_images = 20
+
+[sampler]
+name = "ddim"
+steps = 4
+
+[guidance]
+scale = 1.5
+"#;
+
+/// A few seconds of learning routers for the DiT that fewstep carries.
+const HARMONICA: &str = r#"name = "tiny"
+method = "harmonica"
+device = "cpu"
+threads = 1
+
+[model]
+checkpoint = "digits"
+
+[data]
+name = "digits"
+train_images = 200
+
+[sampler]
+name = "ddim"
+steps = 5
+
+[guidance]
+scale = 1.5
+
+[routers.harmonica]
+trajectories = 5
+batch_size = 2
+learning_rate = 0.5
+beta = 1e-3
+normalise = true
+proxy = "leave-one-out"
+refresh_every = 10
+checkpoint_every = 2
+evaluate_on = 2
+
+[routers.l2c]
+training = "l2c"
+trajectories = 4
+batch_size = 2
+learning_rate = 0.5
+beta = 1e-2
+checkpoint_every = 3
+evaluate_on = 2
+
+[evaluation]
+images = 10
+batch_size = 5
+classifier = "digits"
+mac_savings_percent = [30]
+intervals = [2]
+policies = [{ name = "interval", first = 0, last = 2, interval = 2 }]
+repeats = 1
+"#;
+
+/// Summary and log without what a clock or the way of a run says.
+fn outcome(sandbox: &Sandbox) -> (Value, Vec<Value>) {
+    let mut summary = timeless(&sandbox.summary());
+    for policy in summary["policies"].as_array_mut().into_iter().flatten() {
+        for key in ["latency_ms_per_image", "speedup"] {
+            policy[key] = Value::Null;
+        }
+    }
+    summary["sample_seconds"] = Value::Null;
+    let events = sandbox.events();
+    let events = events
+        .iter()
+        .filter(|e| e["kind"] != "resume")
+        .map(timeless);
+    (summary, events.collect())
+}
+
+fn killed_and_resumed_equals_one_that_was_not(config: &str, points: &[&str], result: &[&str]) {
+    let whole = Sandbox::with_config(config);
+    whole.succeed(&["--quiet"]);
+    let expected = outcome(&whole);
+    let killed = Sandbox::with_config(config);
+    for point in points {
+        let (mut child, _) = killed.run_until(&["--quiet", "--resume"], point);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    if !killed.tiny("summary.json").exists() {
+        killed.succeed(&["--quiet", "--resume"]);
+    }
+    let found = outcome(&killed);
+    assert_eq!(found.0, expected.0);
+    for (line, (a, b)) in found.1.iter().zip(&expected.1).enumerate() {
+        assert_eq!(a, b, "event {line}");
+    }
+    assert_eq!(found.1.len(), expected.1.len());
+    for file in result {
+        let read = |s: &Sandbox| std::fs::read(s.tiny(file)).unwrap();
+        assert!(read(&killed) == read(&whole), "{file} has other bytes");
+    }
+}
+
+#[test]
+fn a_dit_training_that_was_killed_and_resumed_equals_one_that_was_not() {
+    killed_and_resumed_equals_one_that_was_not(
+        DIT,
+        &[
+            "config.toml",
+            "checkpoints/dit.safetensors",
+            "dit.safetensors",
+        ],
+        &["dit.safetensors", "plots/samples.png"],
+    );
+}
+
+#[test]
+fn routers_that_were_killed_and_resumed_equal_those_that_were_not() {
+    killed_and_resumed_equals_one_that_was_not(
+        HARMONICA,
+        &[
+            "checkpoints/harmonica/router.safetensors",
+            "router-harmonica.safetensors",
+            "checkpoints/l2c/router.safetensors",
+            "plots/router-harmonica.png",
+        ],
+        &["router-harmonica.safetensors", "router-l2c.safetensors"],
+    );
+}
+
+#[test]
+fn the_summary_has_every_policy_with_its_figures() {
+    let sandbox = Sandbox::with_config(HARMONICA);
+    let done = sandbox.succeed(&["--quiet"]);
+    let summary = sandbox.summary();
+    for key in ["method", "model", "steps", "sampler", "guidance", "seed"] {
+        assert!(!summary[key].is_null(), "{key}");
+    }
+    assert_eq!(summary["router"]["trajectories"], 5);
+    assert!(summary["router"]["train_seconds"].as_f64().unwrap() > 0.);
+    let policies = summary["policies"].as_array().unwrap();
+    let mut names: Vec<_> = policies
+        .iter()
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
+    names.dedup();
+    for name in [
+        "none",
+        "harmonica",
+        "l2c",
+        "random",
+        "fewer-steps",
+        "fora",
+        "interval",
+    ] {
+        assert!(names.contains(&name), "{names:?}");
+        assert!(
+            done.stdout.contains(&format!("| {name} ")),
+            "{}",
+            done.stdout
+        );
+    }
+    for p in policies {
+        for key in [
+            "cur_percent",
+            "mac_saving_percent",
+            "latency_ms_per_image",
+            "speedup",
+            "x0_mse_vs_uncached",
+            "fd",
+            "recognised_percent",
+        ] {
+            assert!(p[key].as_f64().is_some_and(f64::is_finite), "{key} of {p}");
+        }
+    }
+    let none = &policies[0];
+    assert_eq!(
+        (none["name"].as_str(), none["x0_mse_vs_uncached"].as_f64()),
+        (Some("none"), Some(0.))
+    );
+    // The samples are the digits that were asked for.
+    assert!(
+        none["recognised_percent"].as_f64().unwrap() >= 90.,
+        "{none}"
+    );
+    let saved = sandbox.tiny("plan-fora-every-2.toml");
+    let shown = sandbox.fewstep(&["plan", "show", &saved.display().to_string()]);
+    assert!(shown.ok, "{}", shown.stderr);
+    for plot in [
+        "side-by-side",
+        "router-harmonica",
+        "learning-l2c",
+        "error-per-step",
+        "speed-against-quality",
+    ] {
+        assert!(
+            sandbox.tiny(&format!("plots/{plot}.png")).exists(),
+            "{plot}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_config_is_said_with_its_line_before_anything_is_written() {
+    let sandbox = Sandbox::with_config(HARMONICA);
+    for (set, expected) in [
+        ("sampler.steps=0", "`sampler.steps`"),
+        (
+            "routers.harmonica.threshold=1.5",
+            "`routers.harmonica.threshold`: expected a number between 0 and 1, found 1.5",
+        ),
+        (
+            "routers.harmonica.betta=1",
+            "did you mean `routers.harmonica.beta`?",
+        ),
+        ("evaluation.intervals=[0]", "`evaluation.intervals`"),
+        ("model.checkpoint=absent.pt", "absent.pt"),
+        ("guidance.scale=-1", "`guidance.scale`"),
+    ] {
+        let done = sandbox.run(&["--set", set]);
+        assert!(done.sentence().contains(expected), "{set}: {}", done.stderr);
+    }
+    let sandbox = Sandbox::with_config(DIT);
+    for (set, expected) in [
+        (
+            "model.heads=3",
+            "`model.heads`: expected a divisor of the width 16, found 3",
+        ),
+        ("training.ema=1.0", "`training.ema`"),
+        ("model.learned_variance=false", "hybrid"),
+    ] {
+        let done = sandbox.run(&["--set", set]);
+        assert!(done.sentence().contains(expected), "{set}: {}", done.stderr);
+    }
+    assert!(!sandbox.tiny("summary.json").exists());
+}
