@@ -80,6 +80,19 @@ fn farthest(a: &[u8], b: &[u8]) -> u8 {
     pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap()
 }
 
+/// A file of the data folder that nobody need have.
+fn shared(relative: &str) -> Option<PathBuf> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let data = std::env::var_os("FEWSTEP_DATA")
+        .map_or_else(|| repository.join("../shared/data"), PathBuf::from);
+    let file = data.join(relative);
+    if !file.exists() {
+        println!("skipped: {relative} is not in the data folder");
+        return None;
+    }
+    Some(file)
+}
+
 #[test]
 fn samples_become_a_grid_an_npz_and_a_folder_at_once() {
     let sandbox = Sandbox::new();
@@ -319,6 +332,26 @@ fn latents_without_an_autoencoder_are_numbers_and_no_picture() {
 }
 
 #[test]
+fn an_autoencoder_makes_pixels_of_latents() {
+    let Some(vae) = shared("weights/taef2_decoder.pth") else {
+        return;
+    };
+    let sandbox = Sandbox::new();
+    save_model(&sandbox, 32);
+    let vae = vae.display();
+    let job = format!("--steps 2 --n 3 --batch 2 --vae {vae}");
+    succeed(sample(&sandbox, &format!("{job} --out a.npz --out a.png")));
+    let (header, pixels) = array(&sandbox.path("a.npz"), "arr_0.npy");
+    assert!(header.contains("(3, 64, 64, 3)"), "{header}");
+    assert!(pixels.iter().any(|p| *p != pixels[0]));
+    save_model(&sandbox, 4);
+    assert_eq!(
+        sample(&sandbox, &format!("{job} --out b.png")).sentence(),
+        "error: --vae: expected latents of 4 channels, which the model makes, found an autoencoder for 32"
+    );
+}
+
+#[test]
 fn a_plan_is_made_shown_compared_and_followed() {
     let sandbox = Sandbox::new();
     let dit = save_model(&sandbox, 1);
@@ -435,14 +468,9 @@ fn a_router_becomes_harmonicas_file_and_comes_back() {
 
 #[test]
 fn learning_to_caches_published_router_is_read_by_its_own_rule() {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let data = std::env::var_os("FEWSTEP_DATA")
-        .map_or_else(|| repository.join("../shared/data"), PathBuf::from);
-    let file = data.join("routers/l2c-dit-xl-2-256-ddim20.pt");
-    if !file.exists() {
-        println!("skipped: the published router is not in the data folder");
+    let Some(file) = shared("routers/l2c-dit-xl-2-256-ddim20.pt") else {
         return;
-    }
+    };
     let sandbox = Sandbox::new();
     let file = file.to_str().unwrap();
     let import = |model: &str| {

@@ -176,3 +176,96 @@ pub fn grad_enabled() -> bool {
     // SAFETY: reads a number of the thread.
     unsafe { fewstep_grad_enabled() }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn numbers(rng: &mut u32, size: &[i64]) -> Tensor {
+        let n = size.iter().product::<i64>() as usize;
+        let all: Vec<f32> = std::iter::repeat_with(|| {
+            *rng = rng.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (*rng >> 8) as f32 / (1 << 23) as f32 - 1.
+        })
+        .take(n)
+        .collect();
+        Tensor::from_slice(&all).view(size)
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f64 {
+        assert_eq!(a.size(), b.size());
+        (a - b).abs().max().double_value(&[])
+    }
+
+    #[test]
+    fn a_linear_layer_is_the_same_with_and_without_gradients() {
+        let rng = &mut 1;
+        let (weight, bias) = (numbers(rng, &[40, 24]), numbers(rng, &[40]));
+        for rows in [1, 3, 80] {
+            let x = numbers(rng, &[2, rows, 24]);
+            let plain = x.linear(&weight, Some(&bias));
+            for (activation, expected) in [
+                (Activation::None, plain.shallow_clone()),
+                (Activation::Gelu, plain.gelu("tanh")),
+            ] {
+                let recorded = linear(&x, &weight, &bias, activation).unwrap();
+                assert_eq!(recorded, expected);
+                let _guard = tch::no_grad_guard();
+                let fast = linear(&x, &weight, &bias, activation).unwrap();
+                assert!(difference(&fast, &expected) < 2e-6, "{rows} {activation:?}");
+            }
+        }
+        let _guard = tch::no_grad_guard();
+        let e = linear(
+            &numbers(rng, &[2, 80, 23]),
+            &weight,
+            &bias,
+            Activation::Gelu,
+        );
+        assert!(matches!(e, Err(Error::Torch(_))), "{e:?}");
+    }
+
+    #[test]
+    fn a_modulated_norm_is_the_same_with_and_without_gradients() {
+        let rng = &mut 2;
+        for (n, tokens, width) in [(1, 1, 4), (3, 5, 24), (2, 300, 130)] {
+            let x = numbers(rng, &[n, tokens, width]) * 3. + 1.;
+            // As a DiT has them: parts of one product.
+            let all = numbers(rng, &[n, 1, 3 * width]);
+            let parts = all.chunk(3, -1);
+            for factor in [&parts[1], &(&parts[1] + 1.)] {
+                let recorded = modulate(&x, &parts[2], factor, 1e-6).unwrap();
+                let _guard = tch::no_grad_guard();
+                let fast = modulate(&x, &parts[2], factor, 1e-6).unwrap();
+                assert!(difference(&fast, &recorded) < 1e-5, "{width}");
+                let doubles = [&x, &parts[2], factor].map(|t| t.to_kind(Kind::Double));
+                let exact = modulate(&doubles[0], &doubles[1], &doubles[2], 1e-6).unwrap();
+                assert!(difference(&fast.to_kind(Kind::Double), &exact) < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_pass_through_where_they_are_wanted() {
+        let rng = &mut 3;
+        let x = numbers(rng, &[2, 70, 8]).set_requires_grad(true);
+        let (weight, bias) = (
+            numbers(rng, &[8, 8]),
+            Tensor::zeros([8], (Kind::Float, Device::Cpu)),
+        );
+        let m = numbers(rng, &[2, 1, 8]);
+        let out = linear(
+            &modulate(&x, &m, &m, 1e-6).unwrap(),
+            &weight,
+            &bias,
+            Activation::Gelu,
+        );
+        out.unwrap().square().sum(Kind::Float).backward();
+        assert!(x.grad().abs().max().double_value(&[]) > 0.);
+        assert!(grad_enabled());
+        let _guard = tch::no_grad_guard();
+        assert!(!grad_enabled());
+    }
+}

@@ -340,16 +340,7 @@ fn table(rows: &[Value]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header([
-        "case",
-        "threads",
-        "batch",
-        "ours",
-        "peer",
-        "its",
-        "ratio",
-        "target",
-        "met",
-        "that is",
+        "case", "threads", "batch", "ours", "peer", "its", "ratio", "target", "met", "that is",
     ]);
     let figure = |row: &Value, key: &str| row[key].as_f64().unwrap_or(f64::NAN);
     let time = |row: &Value, who: &str| {

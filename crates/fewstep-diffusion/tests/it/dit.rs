@@ -112,7 +112,8 @@ fn diffusers_adds_1e_5_in_the_norm_before_the_mlp_and_nowhere_else() {
     let expected = file.tensor("diffusers/forward/t=0").unwrap() - official;
     let off = difference(&(theirs - ours), &expected);
     println!("the norms' share: off by {off:.1e} of itself");
-    assert!(off < 0.2, "{off}");
+    // float32 leaves the share few digits; any other norm in its place is off by more than all of it.
+    assert!(off < 0.5, "{off}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub struct Options {
     /// Steps timed; for `sampling` whole runs of a sampler
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub samples: u32,
-    /// Steps or runs before them
+    /// Steps before them; for `sampling` runs with two whole steps
     #[arg(long, default_value_t = 1)]
     pub warmup: u32,
     /// JSON lines, the only form of `spiking` and `sampling`

@@ -72,7 +72,11 @@ pub(crate) fn follow(
         ));
     }
     let mut bar = Progress::new(mode, "training", u64::from(training.steps));
-    let (mut losses, mut validation_loss) = ((0., 0), f64::NAN);
+    // A run whose training was finished when it was stopped has its loss in the log only.
+    let logged = folder.events()?;
+    let logged = logged.iter().rev().find(|e| e["tag"] == "validation_loss");
+    let mut validation_loss = logged.and_then(|e| e["value"].as_f64()).unwrap_or(f64::NAN);
+    let mut losses = (0., 0);
     let dit = train::train(
         &config,
         training,
