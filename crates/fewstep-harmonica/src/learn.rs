@@ -92,6 +92,17 @@ pub enum Mix {
     StraightThrough,
 }
 
+/// Which channels of the output the error between teacher and student is taken on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorOn {
+    /// All, a learned variance included, as published.
+    #[default]
+    Output,
+    /// Those that the sampler's mean depends on. The same thing for a model without learned variance.
+    Prediction,
+}
+
 /// How a router is learned. Defaults are those of the published command where there are any.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -120,6 +131,8 @@ pub struct LearnOptions {
     pub penalty: Penalty,
     /// What the student mixes.
     pub mix: Mix,
+    /// Which channels its error is taken on.
+    pub error_on: ErrorOn,
     /// Initial logits.
     pub init: RouterInit,
     /// Trajectories between checkpoints and evaluations.
@@ -143,6 +156,7 @@ impl Default for LearnOptions {
             normalise: false,
             penalty: Penalty::Count,
             mix: Mix::Soft,
+            error_on: ErrorOn::Output,
             init: RouterInit::default(),
             checkpoint_every: 50,
             evaluate_on: 16,
@@ -198,6 +212,8 @@ pub struct Setting<'a> {
     pub sampler: &'a dyn Sampler,
     /// The guidance.
     pub guidance: &'a Guidance,
+    /// The noise schedule of the model's training; Learning-to-Cache noises its images by it.
+    pub noise: &'a NoiseSchedule,
     /// The same three, as plans and routers carry them.
     pub conditions: &'a Conditions,
 }
@@ -283,6 +299,12 @@ pub fn learn(
         key: key.to_owned(),
         reason,
     })?;
+    let whole = setting.sampler.timesteps().iter().all(|t| t.fract() == 0.);
+    if options.training == Training::L2c && !whole {
+        let expected =
+            "sdt, because l2c noises images at whole timesteps, which flow matching does not have";
+        return Err(Error::option("training", expected, "l2c"));
+    }
     for (_, p) in setting.dit.parameters() {
         let _ = p.f_set_requires_grad(false)?;
     }
@@ -342,7 +364,6 @@ struct Learner<'a> {
     lambda: Vec<f64>,
     /// What the penalty counts, `[N]`.
     costs: Tensor,
-    schedule: NoiseSchedule,
     seed: u64,
     trajectory: u32,
     seconds: f64,
@@ -384,7 +405,6 @@ impl<'a> Learner<'a> {
             optimisers,
             lambda: vec![1.; steps],
             costs: Tensor::f_from_slice(&costs)?.f_to_device(device)?,
-            schedule: NoiseSchedule::new(&Default::default())?,
             seed,
             trajectory: 0,
             seconds: 0.,
@@ -406,6 +426,16 @@ impl<'a> Learner<'a> {
             threshold: self.options.threshold,
             straight_through: self.options.mix == Mix::StraightThrough,
         })
+    }
+
+    /// Mean squared error between two outputs.
+    fn error(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        let channels = match self.options.error_on {
+            ErrorOn::Output => output.size()[1],
+            ErrorOn::Prediction => self.setting.dit.config().channels,
+        };
+        let part = |t: &Tensor| t.f_narrow(1, 0, channels);
+        Ok(part(output)?.f_mse_loss(&part(target)?, tch::Reduction::Mean)?)
     }
 
     /// One AdamW step of a row on `error` · lambda + beta · penalty, and the clamp. Returns the loss.

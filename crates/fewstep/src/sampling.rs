@@ -1,9 +1,13 @@
 //! Sampling jobs: many images, a batch at a time.
 
+use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::load::{self, LoadOptions};
 use fewstep_diffusion::random::ImageNoise;
+use fewstep_diffusion::sampler::Prediction;
 use fewstep_diffusion::sampler::{self, Sampler};
-use fewstep_diffusion::{Convention, Dit, Guidance, Guided, Result, Reuse, dit::ComputeAll};
+use fewstep_diffusion::{
+    BetaSchedule, Convention, Dit, Error, Guidance, Guided, Result, Reuse, SamplerOptions,
+};
 use std::path::Path;
 
 use ndarray::Array4;
@@ -28,6 +32,45 @@ pub fn open_model(checkpoint: &str, convention: Convention, device: Device) -> R
         )?,
     };
     dit.to(device, Kind::Float)
+}
+
+/// What plans and routers call a sampler: its label, and the noise schedule where it is not the default one.
+pub fn sampler_label(options: &SamplerOptions, noise: &BetaSchedule) -> String {
+    match noise == &BetaSchedule::default() {
+        true => options.label(),
+        false => format!("{}, noise {}", options.label(), serde_json::json!(noise)),
+    }
+}
+
+/// A folder of diffusers says how its model was trained; sampling it otherwise gives noise.
+///
+/// # Errors
+/// It says something else than `noise` and `prediction`, or can't be read.
+pub fn check_scheduler(
+    checkpoint: &str,
+    noise: &BetaSchedule,
+    prediction: Prediction,
+) -> Result<()> {
+    let folder = Path::new(checkpoint);
+    if !folder.join("scheduler").is_dir() {
+        return Ok(());
+    }
+    let found = load::scheduler(folder)?;
+    if found.betas == *noise && found.prediction == prediction {
+        return Ok(());
+    }
+    let words = |noise: &BetaSchedule, prediction: Prediction| {
+        let (noise, prediction) = (serde_json::json!(noise), serde_json::json!(prediction));
+        format!("noise {noise} and prediction {prediction}")
+    };
+    Err(Error::File {
+        path: folder.join("scheduler"),
+        reason: format!(
+            "the model was trained with {}, and is to be sampled with {}",
+            words(&found.betas, found.prediction),
+            words(noise, prediction)
+        ),
+    })
 }
 
 /// What is sampled, and how.

@@ -2,8 +2,9 @@
 //! leads to the even row below it, and only that row learns. No guidance, no trajectory, no weight on the error.
 
 use fewstep_diffusion::random;
+use fewstep_torch::seed;
 use rand_chacha::ChaCha8Rng;
-use tch::{Kind, Reduction::Mean, Tensor};
+use tch::{Kind, Tensor};
 
 use fewstep_diffusion::sampler::SamplerState;
 
@@ -92,14 +93,15 @@ impl Learner<'_> {
         let (prepared, target) = tch::no_grad(|| -> Result<_> {
             let call = sampler.call(calls - 2 - draw.row);
             let timesteps = Tensor::f_full([n], call.timestep as i64, (Kind::Int64, device))?;
-            let x = self.schedule.q_sample(
+            let x = self.setting.noise.q_sample(
                 &draw.x.f_to_device(device)?,
                 &timesteps,
                 &draw.noise.f_to_device(device)?,
             )?;
             let t = |timestep: f64| Tensor::f_full([n], timestep, (Kind::Float, device));
             let output = dit.forward(&x, &t(call.timestep)?, &labels, &mut Fill(&mut slots))?;
-            let mut none = random::ImageNoise::new(self.seed, 0..n as u64);
+            let place = [u64::from(self.trajectory), draw.row as u64];
+            let mut none = random::ImageNoise::new(seed::derive(self.seed, &place), 0..n as u64);
             let mut state = SamplerState::default();
             let x = sampler.step(&mut state, call.index, &x, &output, &mut none)?;
             let timestep = t(sampler.timesteps()[calls - 1 - draw.row])?;
@@ -112,7 +114,7 @@ impl Learner<'_> {
         student.write = false;
         student.first = teacher.first;
         let output = dit.run(&prepared, &mut student)?;
-        let error = output.f_mse_loss(&target, Mean)?;
+        let error = self.error(&output, &target)?;
         let mse = error.f_double_value(&[])?;
         Ok((self.update(draw.row, &gates.r, &error)?, mse))
     }

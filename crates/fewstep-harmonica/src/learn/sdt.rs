@@ -2,7 +2,6 @@
 
 use fewstep_diffusion::random;
 use fewstep_torch::seed;
-use tch::Reduction::Mean;
 
 use super::job::Job;
 use super::mix::Teacher;
@@ -62,7 +61,7 @@ impl Learner<'_> {
             let mut student = gates.student(&mut place.slots);
             student.first = teacher.first;
             let output = job.predict(&prepared, &call, &mut student)?;
-            let error = output.f_mse_loss(&target, Mean)?;
+            let error = self.error(&output, &target)?;
             let mse = error.f_double_value(&[])?;
             let loss = self.update(call.row, &gates.r, &error)?;
             tch::no_grad(|| job.advance(&mut place, index, &output.f_detach()?))?;

@@ -15,6 +15,7 @@ struct Fixture {
     dit: Dit,
     sampler: Box<dyn Sampler>,
     guidance: Guidance,
+    noise: NoiseSchedule,
     conditions: Conditions,
 }
 
@@ -49,6 +50,7 @@ impl Fixture {
             dit,
             sampler,
             guidance,
+            noise: NoiseSchedule::default(),
             conditions,
         }
     }
@@ -58,6 +60,7 @@ impl Fixture {
             dit: &self.dit,
             sampler: self.sampler.as_ref(),
             guidance: &self.guidance,
+            noise: &self.noise,
             conditions: &self.conditions,
         }
     }
@@ -345,6 +348,22 @@ fn batches_do_not_repeat_after_the_proxy_is_refreshed() {
     };
     assert_ne!(draw(0), draw(100));
     assert_eq!(draw(3), draw(3));
+}
+
+#[test]
+fn an_error_on_the_prediction_does_not_see_the_variance() {
+    let fixture = Fixture::open();
+    let ones = Tensor::ones([2, 8, 8, 8], (Kind::Float, tch::Device::Cpu));
+    let zeros = ones.zeros_like();
+    let other = Tensor::cat(&[zeros.narrow(1, 0, 4), ones.narrow(1, 4, 4)], 1);
+    for (error_on, expected) in [(ErrorOn::Output, 0.5), (ErrorOn::Prediction, 0.)] {
+        let options = LearnOptions {
+            error_on,
+            ..LearnOptions::default()
+        };
+        let error = fixture.learner(&options).error(&zeros, &other).unwrap();
+        assert_eq!(error.double_value(&[]), expected);
+    }
 }
 
 #[test]

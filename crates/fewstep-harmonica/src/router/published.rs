@@ -79,12 +79,22 @@ fn attributes(state: &Value) -> impl Iterator<Item = (String, serde_json::Value)
 /// # Errors
 /// The file can't be written; what stood there before stays.
 pub fn export(router: &Router, path: &Path) -> Result<()> {
+    // HarmoniCa's rule reads every row; Learning-to-Cache trains and reads the even ones only.
+    let even_only = router.training()["training"] == "l2c";
     let routers = router
         .logits()
         .iter()
         .enumerate()
         .map(|(row, logits)| {
-            let t = Tensor::f_from_slice(logits)?;
+            let computed = even_only && (row % 2 == 1 || row + 1 == router.steps());
+            let t = match computed {
+                true => Tensor::f_full(
+                    [logits.len() as i64],
+                    f64::from(crate::LOGIT_LIMIT),
+                    (tch::Kind::Float, tch::Device::Cpu),
+                )?,
+                false => Tensor::f_from_slice(logits)?,
+            };
             Ok((format!("{row}.prob"), Value::Tensor(t)))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -93,19 +103,22 @@ pub fn export(router: &Router, path: &Path) -> Result<()> {
         ("param_groups", Value::List(Vec::new())),
     ]);
     let steps = router.steps() as i64;
-    let ours = [
+    let imported = router.training()["published_args"].as_object();
+    let mut ours = vec![
         ("num_sampling_steps", Value::Int(steps)),
         ("cfg_scale", Value::Float(router.made_for().guidance.scale)),
-        ("ste_threshold", Value::Float(router.threshold())),
     ];
-    let imported = router.training()["published_args"].as_object();
+    if imported.is_none() {
+        // What was imported has it if its program was HarmoniCa; giving it to another would change the rule it is read by.
+        ours.push(("ste_threshold", Value::Float(router.threshold())));
+    }
     let mut args: Vec<(String, Value)> = imported
         .into_iter()
         .flatten()
         .filter(|(key, _)| ours.iter().all(|(k, _)| k != key))
         .filter_map(|(key, value)| Some((key.clone(), plain(value)?)))
         .collect();
-    args.extend(ours.map(|(key, value)| (key.to_owned(), value)));
+    args.extend(ours.into_iter().map(|(key, value)| (key.to_owned(), value)));
     let namespace = Value::Object {
         class: "argparse.Namespace".into(),
         args: Vec::new(),
@@ -195,6 +208,22 @@ mod tests {
             e.ends_with("logits: expected 4 in row 0, one for each sub-module, found 56"),
             "{e}"
         );
+    }
+
+    #[test]
+    fn a_router_of_learning_to_cache_reuses_the_same_under_harmonicas_rule_once_exported() {
+        let logits = vec![vec![-4.; 4]; 5];
+        let router = Router::from_logits(&conditions(5, 2), 0.1, logits)
+            .unwrap()
+            .with_training(json!({"training": "l2c"}));
+        let expected = crate::policy::l2c(&router, 0.1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("router.pt");
+        export(&router, &path).unwrap();
+        let back = import(&path, &conditions(5, 2), 0.1).unwrap();
+        let found = crate::policy::harmonica(&back, 0.1).unwrap();
+        assert!((0..5).all(|row| found.row(row) == expected.row(row)));
+        assert!(found.reused() > 0);
     }
 
     #[test]

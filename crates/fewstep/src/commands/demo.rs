@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::commands::run::{Common, follow_any};
@@ -101,6 +101,15 @@ pub fn demo(options: &Options) -> Result<()> {
         let path = common.runs.join(run).join(file);
         path.display().to_string()
     };
+    for argument in &common.set {
+        let top = argument.split(['.', '=']).next().unwrap_or_default();
+        if top == "name" {
+            bail!("--set {argument}: the demos have names of their own");
+        }
+        if DIT.keys.contains(&top) && !options.from_scratch {
+            bail!("--set {argument}: nothing is trained by it without --from-scratch");
+        }
+    }
     if !done("demo-iir") {
         heading(&common, "1. A spiking network, down to one timestep");
         IIR.run(&common, &[])?;

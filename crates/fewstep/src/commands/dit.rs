@@ -49,6 +49,16 @@ pub(crate) fn follow(
     }
     let config = experiment.model.config(shape, classes);
     config.validate().map_err(|e| place("model", e))?;
+    if experiment.guidance.scale != 1. && config.class_dropout == 0. {
+        let message =
+            "expected 1, because a model trained with class_dropout = 0 has no null class";
+        return Err(source.invalid("guidance.scale", message).into());
+    }
+    if experiment.samples == 0 {
+        return Err(source
+            .invalid("samples", "expected at least 1, found 0")
+            .into());
+    }
 
     let mut experiment = experiment.clone();
     experiment.device = device_choice(device);

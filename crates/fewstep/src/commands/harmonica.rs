@@ -13,6 +13,7 @@ use fewstep_torch::device;
 use serde_json::json;
 use tch::Tensor;
 
+use crate::classifier::Classifier;
 use crate::commands::run::{Common, device_choice, open_folder, set_up};
 use crate::config::ConfigSource;
 use crate::experiment::HarmonicaExperiment;
@@ -40,14 +41,19 @@ pub(crate) fn follow(
         .validate()
         .map_err(|(key, reason)| source.invalid(&key, reason))?;
     let model = &experiment.model;
+    sampling::check_scheduler(
+        &model.checkpoint,
+        &model.noise,
+        experiment.sampler.prediction,
+    )
+    .map_err(|e| source.invalid("model.noise", e.to_string()))?;
     let dit = sampling::open_model(&model.checkpoint, model.convention, device)
         .map_err(|e| source.invalid("model.checkpoint", format!("{e:#}")))?;
-    let sampler = experiment
-        .sampler
-        .build(&NoiseSchedule::new(&model.noise)?)?;
+    let noise = NoiseSchedule::new(&model.noise)?;
+    let sampler = experiment.sampler.build(&noise)?;
     let conditions = Conditions::new(
         &dit,
-        experiment.sampler.label(),
+        sampling::sampler_label(&experiment.sampler, &model.noise),
         sampler.timesteps(),
         &experiment.guidance,
     )?;
@@ -66,6 +72,13 @@ pub(crate) fn follow(
         }
         _ => None,
     };
+
+    // What the comparison needs is found wanting now and not when all routers have been learned.
+    compare::fixed_plans(experiment, &conditions)?;
+    if let Some(name) = &experiment.evaluation.classifier {
+        Classifier::open(name, device)
+            .map_err(|e| source.invalid("evaluation.classifier", format!("{e:#}")))?;
+    }
 
     let mut experiment = experiment.clone();
     experiment.device = device_choice(device);
@@ -90,6 +103,7 @@ pub(crate) fn follow(
         dit: &dit,
         sampler: sampler.as_ref(),
         guidance: &experiment.guidance,
+        noise: &noise,
         conditions: &conditions,
     };
     let images = images

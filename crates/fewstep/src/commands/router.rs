@@ -20,7 +20,7 @@ const PUBLISHED_THRESHOLD: f64 = 0.1;
 pub enum Command {
     /// Show a router: what it was made for, how it was trained, and what it computes at each step
     #[command(
-        after_help = "Example: fewstep router show runs/digits-harmonica/router-harmonica.safetensors --out router.png"
+        after_help = "Example: fewstep router show runs/harmonica-digits/router-harmonica.safetensors --out router.png"
     )]
     Show {
         /// A router of fewstep (.safetensors)
@@ -36,7 +36,7 @@ pub enum Command {
     Import(Box<ImportArgs>),
     /// Write HarmoniCa's .pt, which its sampling script reads
     #[command(
-        after_help = "Example: fewstep router export runs/digits-harmonica/router-harmonica.safetensors --out router.pt"
+        after_help = "Example: fewstep router export runs/harmonica-digits/router-harmonica.safetensors --out router.pt"
     )]
     Export {
         /// A router of fewstep (.safetensors)

@@ -108,6 +108,7 @@ pub fn sample(options: &Options) -> Result<()> {
     if let Some(threads) = options.threads {
         tch::set_num_threads(threads);
     }
+    options.sampling.check_scheduler(&options.checkpoint)?;
     let dit = open_model(&options.checkpoint, options.convention, device)?;
     let config = dit.config().clone();
     let labels = Labels::new(options, &config)?;

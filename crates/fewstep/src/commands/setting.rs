@@ -116,6 +116,16 @@ impl SamplingArgs {
         Ok(options.build(&NoiseSchedule::new(&self.noise)?)?)
     }
 
+    /// # Errors
+    /// The checkpoint's own folder says that it was trained with other noise or for another prediction.
+    pub(crate) fn check_scheduler(&self, checkpoint: &str) -> Result<()> {
+        Ok(sampling::check_scheduler(
+            checkpoint,
+            &self.noise,
+            self.prediction,
+        )?)
+    }
+
     /// The conditions under which a model of this shape is sampled; `model` is its fingerprint.
     ///
     /// # Errors
@@ -128,7 +138,7 @@ impl SamplingArgs {
         let sampler = self.sampler()?;
         let conditions = Conditions {
             model,
-            sampler: self.options().label(),
+            sampler: sampling::sampler_label(&self.options(), &self.noise),
             timesteps: sampler.timesteps().iter().rev().copied().collect(),
             guidance: self.guidance()?,
             shape: shape.clone(),
@@ -183,6 +193,7 @@ impl TargetArgs {
             return sampling.conditions(None, &shape);
         }
         let checkpoint = self.checkpoint.as_deref().unwrap_or_default();
+        sampling.check_scheduler(checkpoint)?;
         let dit = open_model(checkpoint, self.convention, Device::Cpu)?;
         sampling.conditions(Some(dit.fingerprint()?), dit.config())
     }

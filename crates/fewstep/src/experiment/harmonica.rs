@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use fewstep_diffusion::{BetaSchedule, Convention, Guidance, SamplerOptions};
-use fewstep_harmonica::learn::LearnOptions;
+use fewstep_harmonica::learn::{LearnOptions, Training};
 use fewstep_torch::DeviceChoice;
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +130,10 @@ impl HarmonicaExperiment {
                 return Err((format!("routers.{name}"), reason));
             }
             at(&format!("routers.{name}"), options.validate())?;
+            if options.training == Training::L2c && self.data.is_none() {
+                let reason = "l2c learns from images: expected a [data] table as well";
+                return Err((format!("routers.{name}.training"), reason.into()));
+            }
         }
         let e = &self.evaluation;
         let positive = [

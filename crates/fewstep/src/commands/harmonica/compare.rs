@@ -9,7 +9,7 @@ use fewstep_diffusion::random::ImageNoise;
 use fewstep_diffusion::sampler::{self, Sampler};
 use fewstep_diffusion::{Guided, NoiseSchedule, SamplerOptions};
 use fewstep_harmonica::learn::Training;
-use fewstep_harmonica::{CachePlan, CachedReuse, Planned, Setting, policy};
+use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, Setting, policy};
 use fewstep_metrics::{FeatureStatistics, LatencySummary, frechet_distance};
 use fewstep_torch::seed;
 use ndarray::{Array4, Axis, concatenate};
@@ -22,7 +22,7 @@ use crate::experiment::{HarmonicaExperiment, Policy};
 use crate::progress::{Progress, ProgressMode};
 use crate::sampling::{labels_in_turn, to_pixels};
 
-/// Random plans whose errors are averaged: one alone says little.
+/// Random plans whose x0 errors are averaged: one alone says little. All else is that of the first.
 const RANDOM_PLANS: u64 = 5;
 
 /// One line of the comparison.
@@ -140,7 +140,11 @@ pub(super) fn compare(
             recognised_percent = Some(100. * right as f64 / labels.len() as f64);
         }
         let calls = sampler.timesteps().len();
-        let left_out = 1. - calls as f64 / setting.sampler.timesteps().len() as f64;
+        let fewer = Conditions {
+            timesteps: sampler.timesteps().iter().rev().copied().collect(),
+            ..setting.conditions.clone()
+        };
+        let left_out = 1. - fewer.total_macs() as f64 / setting.conditions.total_macs() as f64;
         all.push(Compared {
             name: candidate.name.clone(),
             label: candidate.label.clone(),
@@ -311,27 +315,36 @@ fn candidates(
             what: What::Plan(plan),
         });
     }
-    savings.extend(e.mac_savings_percent.iter().map(|s| s / 100.));
-    savings.retain(|s| *s > 0.);
+    // What was asked for stays; a router's own saving is left out where another is as good as the same.
+    let mut asked: Vec<f64> = e.mac_savings_percent.iter().map(|s| s / 100.).collect();
+    asked.retain(|s| *s > 0.);
+    for own in std::mem::take(&mut savings) {
+        let near = |s: &f64| (own - s).abs() < 5e-3;
+        if own > 0. && !asked.iter().any(near) && !savings.iter().any(near) {
+            savings.push(own);
+        }
+    }
+    savings.extend(&asked);
     savings.sort_by(f64::total_cmp);
-    savings.dedup_by(|a, b| (*a - *b).abs() < 5e-3);
+    savings.dedup();
     for (i, &saving) in savings.iter().enumerate() {
-        let at = format!("{:.0} %", 100. * saving);
+        let at = format!("{:.1} %", 100. * saving);
         for router in routers {
-            let wanted = e.mac_savings_percent.iter().any(|s| s / 100. == saving);
+            let wanted = asked.contains(&saving);
             let what = match router.training {
                 // At its own threshold a router is in the table already.
                 Training::Sdt if !wanted => continue,
                 Training::Sdt => policy::harmonica_at_mac_saving(&router.learned.router, saving),
                 Training::L2c => policy::l2c_at_mac_saving(&router.learned.router, saving),
             };
-            // Learning-to-Cache can't skip more than half; what can't be is not in the table.
-            if let Ok(plan) = what {
-                all.push(Candidate {
+            // Learning-to-Cache can't skip more than half.
+            match what {
+                Err(e) => super::super::tell(&format!("{} at {at} is left out: {e}", router.name)),
+                Ok(plan) => all.push(Candidate {
                     name: family(router).into(),
                     label: label(router, format!("at {at}")),
                     what: What::Plan(plan),
-                });
+                }),
             }
         }
         let seed = |k| seed::derive(experiment.seed, &[30, i as u64, k]);
@@ -341,7 +354,7 @@ fn candidates(
         if let Ok(plans) = plans {
             all.push(Candidate {
                 name: policy::RANDOM.into(),
-                label: format!("at {at}, mean of {RANDOM_PLANS}"),
+                label: format!("at {at}, MSE of {RANDOM_PLANS}"),
                 what: What::Plans(plans),
             });
         }
@@ -370,8 +383,24 @@ fn candidates(
             what: What::Plan(policy::fora(conditions, interval)?),
         });
     }
-    for other in &e.policies {
-        let (name, label, plan) = match other {
+    for (name, label, plan) in fixed_plans(experiment, conditions)? {
+        all.push(Candidate {
+            name: name.into(),
+            label,
+            what: What::Plan(plan),
+        });
+    }
+    Ok(all)
+}
+
+/// The plans that the config lists one by one.
+pub(super) fn fixed_plans(
+    experiment: &HarmonicaExperiment,
+    conditions: &Conditions,
+) -> Result<Vec<(&'static str, String, CachePlan)>> {
+    let mut all = Vec::new();
+    for other in &experiment.evaluation.policies {
+        all.push(match other {
             Policy::Table { path } => (
                 policy::TABLE,
                 path.file_stem()
@@ -389,11 +418,6 @@ fn candidates(
                 format!("every {interval} in {first}-{last}"),
                 policy::interval(conditions, *first, *last, *interval)?,
             ),
-        };
-        all.push(Candidate {
-            name: name.into(),
-            label,
-            what: What::Plan(plan),
         });
     }
     Ok(all)
