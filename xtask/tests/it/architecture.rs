@@ -136,6 +136,16 @@ fn the_readme_shows_only_commands_that_exist() {
         .filter_map(|line| line.strip_prefix("cargo xtask "))
     {
         let word = line.split_whitespace().next().unwrap();
+        // Words that xtask does not know go to the program, which has a file for each.
+        let handed_on = root().join(format!("crates/fewstep/src/commands/{word}.rs"));
+        let own = [
+            "setup", "doctor", "run", "demo", "test", "ci", "bench", "data",
+        ];
+        if !own.contains(&word) {
+            assert!(handed_on.exists(), "{line}: fewstep has no such command");
+            shown += 1;
+            continue;
+        }
         let answer = Sandbox::new().says(&[word, "--help"]);
         assert!(
             answer.out.contains(&format!("Usage: cargo xtask {word}")),

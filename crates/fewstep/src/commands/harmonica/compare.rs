@@ -57,8 +57,7 @@ pub(crate) struct Compared {
 }
 
 enum What {
-    Plan(CachePlan),
-    /// Several plans whose errors are averaged; the first gives everything else.
+    /// One plan, or several whose x0 errors are averaged.
     Plans(Vec<CachePlan>),
     Steps(SamplerOptions),
 }
@@ -107,7 +106,6 @@ pub(super) fn compare(
             labels: &labels,
         };
         let plans: Vec<&CachePlan> = match &candidate.what {
-            What::Plan(plan) => vec![plan],
             What::Plans(plans) => plans.iter().collect(),
             What::Steps(_) => vec![],
         };
@@ -297,7 +295,7 @@ fn candidates(
     let mut all = vec![Candidate {
         name: policy::NONE.into(),
         label: String::new(),
-        what: What::Plan(policy::none(conditions)?),
+        what: What::Plans(vec![policy::none(conditions)?]),
     }];
     let mut savings: Vec<f64> = Vec::new();
     for router in routers {
@@ -312,7 +310,7 @@ fn candidates(
         all.push(Candidate {
             name: family(router).into(),
             label: label(router, format!("r > {threshold}")),
-            what: What::Plan(plan),
+            what: What::Plans(vec![plan]),
         });
     }
     // What was asked for stays; a router's own saving is left out where another is as good as the same.
@@ -343,7 +341,7 @@ fn candidates(
                 Ok(plan) => all.push(Candidate {
                     name: family(router).into(),
                     label: label(router, format!("at {at}")),
-                    what: What::Plan(plan),
+                    what: What::Plans(vec![plan]),
                 }),
             }
         }
@@ -380,14 +378,14 @@ fn candidates(
         all.push(Candidate {
             name: policy::FORA.into(),
             label: format!("every {interval}"),
-            what: What::Plan(policy::fora(conditions, interval)?),
+            what: What::Plans(vec![policy::fora(conditions, interval)?]),
         });
     }
     for (name, label, plan) in fixed_plans(experiment, conditions)? {
         all.push(Candidate {
             name: name.into(),
             label,
-            what: What::Plan(plan),
+            what: What::Plans(vec![plan]),
         });
     }
     Ok(all)
