@@ -269,11 +269,11 @@ fn pictures(folder: &mut RunFolder, all: &[Compared]) -> Result<()> {
             .collect(),
     })?;
     folder.plot("speed-against-quality", &tradeoff)?;
-    // The uncached run, each learned router at its own threshold, and the nearest of the others.
+    // The uncached run, each learned router at its own threshold, and the first of the simple ways.
+    let mut simple = vec!["fewer-steps", "fora"];
     let shown = all.iter().filter(|c| {
-        c.name == "none"
-            || c.label.contains("r >")
-            || ["fora", "fewer-steps"].contains(&c.name.as_str())
+        let first = simple.iter().position(|name| *name == c.name);
+        first.map(|i| simple.remove(i)).is_some() || c.name == "none" || c.label.contains("r >")
     });
     let panels: Vec<_> = shown
         .filter_map(|c| {
