@@ -20,6 +20,7 @@ fn main() -> Result<(), String> {
         .flag("-fno-math-errno")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
+        .file("cpp/autocast.cpp")
         .file("cpp/neuron.cpp")
         .file("cpp/optim.cpp")
         .file("cpp/transformer.cpp")

@@ -4,7 +4,7 @@
 //! Images are `[N, 3, H, W]` from −1 to 1, latents are those that the diffusion model sees, so the published scale is applied here
 //! and nowhere else. Nothing here records gradients.
 
-mod kl;
+pub(crate) mod kl;
 mod layers;
 mod tiny;
 

@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use fewstep_datasets::{Augment, Dataset, Loader, LoaderOptions, Statistics};
+use fewstep_datasets::{Augment, Batch, Dataset, Loader, LoaderOptions, Statistics};
+use fewstep_torch::options::expect;
 use fewstep_torch::{
     Checkpoint, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, checkpoint, seed,
 };
@@ -94,10 +95,6 @@ impl TrainOptions {
     /// # Errors
     /// The option that is out of range, and a clause that says what was expected and found.
     pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
-        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
-            true => Ok(()),
-            false => Err((key, format!("expected {expected}, found {found:?}"))),
-        };
         expect(self.steps > 0, "steps", "at least 1", &self.steps)?;
         expect(
             (1..=1 << 20).contains(&self.batch_size),
@@ -221,10 +218,7 @@ pub fn train(
         );
         for batch in trainer.loader.epoch_from(epoch, first as usize) {
             let batch = batch?;
-            let shape: Vec<i64> = batch.images.shape().iter().map(|&d| d as i64).collect();
-            let images = Tensor::f_from_slice(batch.images.as_slice().unwrap_or_default())?
-                .f_view(shape.as_slice())?;
-            let labels = Tensor::f_from_slice(&batch.labels)?;
+            let (images, labels) = to_tensors(&batch)?;
             let (loss, learning_rate) = trainer.take_step(&images, &labels)?;
             let step = trainer.step;
             observe(&TrainEvent::Step {
@@ -414,11 +408,11 @@ impl<'a> Trainer<'a> {
             if n == 0 {
                 break;
             }
-            let shape: Vec<i64> = batch.images.shape().iter().map(|&d| d as i64).collect();
-            let images = Tensor::f_from_slice(batch.images.as_slice().unwrap_or_default())?
-                .f_view(shape.as_slice())?
-                .f_narrow(0, 0, n as i64)?;
-            let labels = Tensor::f_from_slice(&batch.labels[..n])?;
+            let (images, labels) = to_tensors(&batch)?;
+            let (images, labels) = (
+                images.f_narrow(0, 0, n as i64)?,
+                labels.f_narrow(0, 0, n as i64)?,
+            );
             let loss = self.loss(&self.average, &images, &labels, &mut rng, Loss::Mse)?;
             sum += loss.f_double_value(&[])? * n as f64;
             seen += n;
@@ -451,6 +445,14 @@ impl<'a> Trainer<'a> {
         checkpoint::copy_into(&self.average.parameters(), &file.section("ema/"), &what)?;
         Ok(self.optimiser.load_state(&file.section("optimiser/"))?)
     }
+}
+
+/// Images `[N, C, H, W]` and labels `[N]`.
+fn to_tensors(batch: &Batch) -> Result<(Tensor, Tensor)> {
+    let shape: Vec<i64> = batch.images.shape().iter().map(|&d| d as i64).collect();
+    let images = Tensor::f_from_slice(batch.images.as_slice().unwrap_or_default())?;
+    let labels = Tensor::f_from_slice(&batch.labels)?;
+    Ok((images.f_view(shape.as_slice())?, labels))
 }
 
 /// Scales all gradients down so that their norm together is at most `largest`. No value leaves the device.

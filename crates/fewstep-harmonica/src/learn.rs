@@ -19,6 +19,7 @@ use fewstep_diffusion::noise::NoiseSchedule;
 use fewstep_diffusion::random::{self, Use};
 use fewstep_diffusion::sampler::Sampler;
 use fewstep_diffusion::{Dit, Guidance, SubModule};
+use fewstep_torch::options::expect;
 use fewstep_torch::{Checkpoint, Optimiser, OptimiserConfig, ParameterGroup};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -168,10 +169,6 @@ impl LearnOptions {
     /// # Errors
     /// The option that is out of range, and a clause that says what was expected and found.
     pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
-        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
-            true => Ok(()),
-            false => Err((key, format!("expected {expected}, found {found:?}"))),
-        };
         let counts = [
             ("trajectories", i64::from(self.trajectories)),
             ("batch_size", self.batch_size),
@@ -210,12 +207,17 @@ pub struct Setting<'a> {
     pub dit: &'a Dit,
     /// The sampler.
     pub sampler: &'a dyn Sampler,
-    /// The guidance.
-    pub guidance: &'a Guidance,
     /// The noise schedule of the model's training; Learning-to-Cache noises its images by it.
     pub noise: &'a NoiseSchedule,
-    /// The same three, as plans and routers carry them.
+    /// What plans and routers carry of all this; its guidance is the one that is learned for.
     pub conditions: &'a Conditions,
+}
+
+impl<'a> Setting<'a> {
+    /// The guidance.
+    pub fn guidance(&self) -> &'a Guidance {
+        &self.conditions.guidance
+    }
 }
 
 /// What happens while a router is learned.

@@ -23,6 +23,8 @@ mod error;
 mod library;
 pub mod ops;
 pub mod optim;
+pub mod options;
+mod precision;
 pub mod seed;
 pub mod torch_file;
 
@@ -33,3 +35,4 @@ pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;
 pub use error::{Error, Result};
 pub use optim::{LearningRate, Optimiser, OptimiserConfig, ParameterGroup};
+pub use precision::Precision;

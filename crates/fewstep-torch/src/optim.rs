@@ -11,6 +11,7 @@ use torch_sys::C_tensor;
 use crate::Result;
 use crate::checkpoint::copy_into;
 use crate::ops::check;
+use crate::options::expect;
 
 unsafe extern "C" {
     fn fewstep_adam(
@@ -76,10 +77,6 @@ impl OptimiserConfig {
     /// # Errors
     /// The option that is out of range, and a clause that says what was expected and found.
     pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
-        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
-            true => Ok(()),
-            false => Err((key, format!("expected {expected}, found {found:?}"))),
-        };
         let share = |v: &f64| (0. ..1.).contains(v);
         match self {
             Self::Adam { betas, eps, .. } => {
@@ -312,10 +309,6 @@ impl LearningRate {
     /// # Errors
     /// The option that is out of range for a stage of `epochs`, and a clause that says what was expected and found.
     pub fn validate(&self, epochs: u32) -> std::result::Result<(), (&'static str, String)> {
-        let expect = |ok: bool, key, expected: &str, found: &dyn std::fmt::Debug| match ok {
-            true => Ok(()),
-            false => Err((key, format!("expected {expected}, found {found:?}"))),
-        };
         match self {
             Self::Constant => Ok(()),
             Self::MultiStep { milestones, factor } => {

@@ -3,8 +3,7 @@
 use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::load::{self, LoadOptions};
 use fewstep_diffusion::random::ImageNoise;
-use fewstep_diffusion::sampler::Prediction;
-use fewstep_diffusion::sampler::{self, Sampler};
+use fewstep_diffusion::sampler::{self, Call, Prediction, Sampler};
 use fewstep_diffusion::{
     BetaSchedule, Convention, Dit, Error, Guidance, Guided, Result, Reuse, SamplerOptions,
 };
@@ -102,16 +101,22 @@ impl Job<'_> {
                 Some(reuse) => *reuse,
                 None => &mut compute_all,
             };
-            all.push(self.batch(first, labels, reuse)?);
+            all.push(self.batch(first, labels, reuse, &mut |_, _| Ok(()))?);
         }
         Ok(Tensor::f_cat(&all, 0)?)
     }
 
-    /// Images `first..` with these labels.
+    /// Images `first..` with these labels; `watch` sees the latents after each call, where the model is.
     ///
     /// # Errors
     /// As [`sample`](Self::sample).
-    pub fn batch(&self, first: u64, labels: &[i64], reuse: &mut dyn Reuse) -> Result<Tensor> {
+    pub fn batch(
+        &self,
+        first: u64,
+        labels: &[i64],
+        reuse: &mut dyn Reuse,
+        watch: &mut dyn FnMut(&Call, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let c = self.dit.config();
         let mut noise = ImageNoise::new(self.seed, first..first + labels.len() as u64);
@@ -120,9 +125,7 @@ impl Job<'_> {
             .f_to_device(self.dit.device())?;
         let labels = Tensor::f_from_slice(labels)?;
         let mut denoiser = Guided::new(self.dit, &labels, self.guidance, reuse)?;
-        let x = sampler::sample(self.sampler, &mut denoiser, &x, &mut noise, &mut |_, _| {
-            Ok(())
-        })?;
+        let x = sampler::sample(self.sampler, &mut denoiser, &x, &mut noise, watch)?;
         Ok(x.f_to_device(tch::Device::Cpu)?)
     }
 }

@@ -408,7 +408,7 @@ impl Autoencoder for AutoencoderKl {
 }
 
 /// A tensor of attention under the name that diffusers has given it since 0.15. Some of the older ones are 1×1 convolutions.
-fn todays_name(name: String, t: Tensor) -> Result<(String, Tensor)> {
+pub(crate) fn todays_name(name: String, t: Tensor) -> Result<(String, Tensor)> {
     let renamed = [
         (".query.", ".to_q."),
         (".key.", ".to_k."),
@@ -421,7 +421,7 @@ fn todays_name(name: String, t: Tensor) -> Result<(String, Tensor)> {
         return Ok((name, t));
     };
     let t = match t.size()[..] {
-        [out, inputs, 1, 1] => t.f_view([out, inputs])?,
+        [out, inputs, 1, 1] => t.f_reshape([out, inputs])?,
         _ => t,
     };
     Ok((name.replace(old, new), t))

@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::official::layout;
 use super::{LoadOptions, file_error, misfit, read, weights_in};
+use crate::autoencoder::kl::todays_name;
 use crate::noise::{Respacing, TRAIN_TIMESTEPS};
 use crate::sampler::Prediction;
 use crate::{BetaSchedule, Convention, Dit, DitConfig, Error, Result};
@@ -355,34 +356,14 @@ pub fn vae(folder: &Path) -> Result<Vae> {
     let inner = folder.join("vae");
     let folder = if inner.is_dir() { &inner } else { folder };
     let config = json::<VaeJson>(&folder.join("config.json"))?;
-    let mut tensors = BTreeMap::new();
-    for (name, t) in read(&weights_in(folder)?)? {
-        let (name, renamed) = today(name);
-        // Some of the old ones are convolutions of one pixel.
-        let t = match t.size().as_slice() {
-            [out, inputs, 1, 1] if renamed => t.f_reshape([*out, *inputs])?,
-            _ => t,
-        };
-        tensors.insert(name, t);
-    }
+    let tensors = read(&weights_in(folder)?)?
+        .into_iter()
+        .map(|(name, t)| todays_name(name, t))
+        .collect::<Result<_>>()?;
     Ok(Vae {
         tensors,
         scaling_factor: config.scaling_factor,
     })
-}
-
-/// Today's name of a tensor of a VAE, and whether it had an older one.
-fn today(name: String) -> (String, bool) {
-    let names = [
-        (".query.", ".to_q."),
-        (".key.", ".to_k."),
-        (".value.", ".to_v."),
-        (".proj_attn.", ".to_out.0."),
-    ];
-    match names.iter().find(|(old, _)| name.contains(old)) {
-        Some((old, new)) if name.contains(".attentions.") => (name.replace(old, new), true),
-        _ => (name, false),
-    }
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {

@@ -41,7 +41,7 @@ impl<'a> Job<'a> {
     pub(super) fn new(setting: Setting<'a>, labels: &Tensor, seed: u64) -> Result<Self> {
         let n = labels.size()[0];
         let labels = labels.f_to_device(setting.dit.device())?;
-        let paired = setting.guidance.scale != 1.;
+        let paired = setting.guidance().scale != 1.;
         let null = labels.f_full_like(setting.dit.config().classes as f64)?;
         let images = (0..n as u64).chain((0..n as u64).filter(|_| paired));
         Ok(Self {
@@ -67,7 +67,7 @@ impl<'a> Job<'a> {
     }
 
     fn guided(&self, call: &Call) -> bool {
-        self.paired && self.setting.guidance.applies(call.timestep)
+        self.paired && self.setting.guidance().applies(call.timestep)
     }
 
     /// What does not depend on any cache.
@@ -93,7 +93,7 @@ impl<'a> Job<'a> {
         let dit = self.setting.dit;
         let output = dit.run(prepared, reuse)?;
         Ok(match self.guided(call) {
-            true => self.setting.guidance.combine(dit, &output)?,
+            true => self.setting.guidance().combine(dit, &output)?,
             false => output,
         })
     }
@@ -163,7 +163,7 @@ impl Reference {
         let _guard = tch::no_grad_guard();
         let mut latents = Vec::new();
         let mut denoiser =
-            fewstep_diffusion::Guided::new(setting.dit, &self.labels, setting.guidance, reuse)?;
+            fewstep_diffusion::Guided::new(setting.dit, &self.labels, setting.guidance(), reuse)?;
         let mut noise = ImageNoise::new(0, 0..self.labels.size()[0] as u64);
         let x = self.noise.f_to_device(setting.dit.device())?;
         let _last = fewstep_diffusion::sampler::sample(

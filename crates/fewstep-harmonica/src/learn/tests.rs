@@ -59,7 +59,6 @@ impl Fixture {
         Setting {
             dit: &self.dit,
             sampler: self.sampler.as_ref(),
-            guidance: &self.guidance,
             noise: &self.noise,
             conditions: &self.conditions,
         }

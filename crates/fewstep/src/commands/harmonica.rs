@@ -6,10 +6,12 @@ mod write;
 use std::path::Path;
 
 use anyhow::Result;
+use fewstep_datasets::Dataset;
 use fewstep_diffusion::NoiseSchedule;
-use fewstep_harmonica::learn::{self, Images, LearnEvent, Learned, Training};
+use fewstep_harmonica::learn::{self, Images, LearnEvent, LearnOptions, Learned, Training};
 use fewstep_harmonica::{Conditions, Error, Setting};
 use fewstep_torch::device;
+use ndarray::Array4;
 use serde_json::json;
 use tch::Tensor;
 
@@ -61,24 +63,22 @@ pub(crate) fn follow(
         Some(section) => Some(super::dit::open_data(section, experiment.seed)?),
         None => None,
     };
-    let images = match &data {
-        Some(data)
-            if experiment
-                .routers
-                .values()
-                .any(|o| o.training == Training::L2c) =>
-        {
+    // What the comparison needs is found wanting now and not when all routers have been learned.
+    compare::fixed_plans(experiment, &conditions)?;
+    let classifier = match &experiment.evaluation.classifier {
+        Some(name) => Some(
+            Classifier::open(name, device)
+                .map_err(|e| source.invalid("evaluation.classifier", format!("{e:#}")))?,
+        ),
+        None => None,
+    };
+    let is_l2c = |o: &LearnOptions| o.training == Training::L2c;
+    let pixels = match &data {
+        Some(data) if classifier.is_some() || experiment.routers.values().any(is_l2c) => {
             Some(pixels(data.train.as_ref())?)
         }
         _ => None,
     };
-
-    // What the comparison needs is found wanting now and not when all routers have been learned.
-    compare::fixed_plans(experiment, &conditions)?;
-    if let Some(name) = &experiment.evaluation.classifier {
-        Classifier::open(name, device)
-            .map_err(|e| source.invalid("evaluation.classifier", format!("{e:#}")))?;
-    }
 
     let mut experiment = experiment.clone();
     experiment.device = device_choice(device);
@@ -102,21 +102,25 @@ pub(crate) fn follow(
     let setting = Setting {
         dit: &dit,
         sampler: sampler.as_ref(),
-        guidance: &experiment.guidance,
         noise: &noise,
         conditions: &conditions,
+    };
+    let images = match (&data, &pixels) {
+        (Some(data), Some(pixels)) => Some(to_tensors(data.train.as_ref(), pixels)?),
+        _ => None,
     };
     let images = images
         .as_ref()
         .map(|(images, labels)| Images { images, labels });
     let routers = learn_all(experiment, setting, images.as_ref(), &mut folder, mode)?;
-    let compared = compare::compare(
-        experiment,
-        setting,
-        &routers,
-        data.as_ref().map(|d| d.train.as_ref()),
-        mode,
-    )?;
+    let judge = match (classifier, &pixels) {
+        (Some(classifier), Some(pixels)) => {
+            let rows = pixels.view().permuted_axes([0, 2, 3, 1]);
+            Some(compare::Judge::new(classifier, rows)?)
+        }
+        _ => None,
+    };
+    let compared = compare::compare(experiment, setting, &routers, judge.as_ref(), mode)?;
     write::write(
         &mut folder,
         experiment,
@@ -128,17 +132,23 @@ pub(crate) fn follow(
     write::print(&folder, &compared, common.json)
 }
 
-/// All images of a data set, bytes `[M, C, H, W]`, and their labels.
-fn pixels(dataset: &dyn fewstep_datasets::Dataset) -> Result<(Tensor, Tensor)> {
+/// All images of a data set, bytes (M, C, H, W).
+fn pixels(dataset: &dyn Dataset) -> Result<Array4<u8>> {
     let shape = dataset.shape();
-    let mut bytes = Vec::with_capacity(dataset.len() * shape.channels * shape.height * shape.width);
-    for index in 0..dataset.len() {
-        bytes.extend(dataset.image(index)?.iter().copied());
+    let mut all = Array4::zeros((dataset.len(), shape.channels, shape.height, shape.width));
+    for (index, mut place) in all.outer_iter_mut().enumerate() {
+        place.assign(&dataset.image(index)?);
     }
-    let size = [dataset.len(), shape.channels, shape.height, shape.width].map(|d| d as i64);
+    Ok(all)
+}
+
+/// The same as a tensor, and the labels.
+fn to_tensors(dataset: &dyn Dataset, pixels: &Array4<u8>) -> Result<(Tensor, Tensor)> {
+    let size: Vec<i64> = pixels.shape().iter().map(|&d| d as i64).collect();
     let labels: Vec<i64> = dataset.labels().iter().map(|&l| i64::from(l)).collect();
+    let images = Tensor::f_from_slice(pixels.as_slice().unwrap_or_default())?;
     Ok((
-        Tensor::f_from_slice(&bytes)?.f_view(size)?,
+        images.f_view(size.as_slice())?,
         Tensor::f_from_slice(&labels)?,
     ))
 }

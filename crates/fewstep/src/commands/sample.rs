@@ -197,7 +197,7 @@ fn run(
             Some(cache) => cache,
             None => &mut compute_all,
         };
-        let latents = job.batch(first, &classes, reuse)?;
+        let latents = job.batch(first, &classes, reuse, &mut |_, _| Ok(()))?;
         let images = match vae {
             Some(vae) => vae.decode(&latents)?.f_to_device(Device::Cpu)?,
             None => latents,

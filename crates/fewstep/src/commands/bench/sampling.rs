@@ -65,7 +65,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
             None => &mut ComputeAll,
         };
         let start = Instant::now();
-        let x = job.batch(0, &labels, reuse)?;
+        let x = job.batch(0, &labels, reuse, &mut |_, _| Ok(()))?;
         let ms = start.elapsed().as_secs_f64() * 1e3 / STEPS as f64;
         check_finite(&x)?;
         Ok(ms)

@@ -2,17 +2,15 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use fewstep_datasets::Dataset;
+use anyhow::Result;
 use fewstep_diffusion::dit::ComputeAll;
-use fewstep_diffusion::random::ImageNoise;
-use fewstep_diffusion::sampler::{self, Sampler};
-use fewstep_diffusion::{Guided, NoiseSchedule, SamplerOptions};
+use fewstep_diffusion::sampler::{Call, Sampler};
+use fewstep_diffusion::{NoiseSchedule, Reuse, SamplerOptions};
 use fewstep_harmonica::learn::Training;
 use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, Setting, policy};
 use fewstep_metrics::{FeatureStatistics, LatencySummary, frechet_distance};
 use fewstep_torch::seed;
-use ndarray::{Array4, Axis, concatenate};
+use ndarray::{Array4, ArrayView4};
 use serde::Serialize;
 use tch::{Reduction::Mean, Tensor};
 
@@ -20,7 +18,7 @@ use super::Named;
 use crate::classifier::Classifier;
 use crate::experiment::{HarmonicaExperiment, Policy};
 use crate::progress::{Progress, ProgressMode};
-use crate::sampling::{labels_in_turn, to_pixels};
+use crate::sampling::{Job, labels_in_turn, to_pixels};
 
 /// Random plans whose x0 errors are averaged: one alone says little. All else is that of the first.
 const RANDOM_PLANS: u64 = 5;
@@ -68,9 +66,21 @@ struct Candidate {
     what: What,
 }
 
-struct Judge {
+/// A classifier, and what it says of the training images.
+pub(super) struct Judge {
     classifier: Classifier,
     reference: FeatureStatistics,
+}
+
+impl Judge {
+    /// Of these images, bytes (N, H, W, C).
+    pub(super) fn new(classifier: Classifier, images: ArrayView4<'_, u8>) -> Result<Self> {
+        let (reference, _) = classifier.judge(images)?;
+        Ok(Self {
+            classifier,
+            reference,
+        })
+    }
 }
 
 /// Compares all policies of the experiment.
@@ -78,16 +88,12 @@ pub(super) fn compare(
     experiment: &HarmonicaExperiment,
     setting: Setting<'_>,
     routers: &[Named],
-    images: Option<&dyn Dataset>,
+    judge: Option<&Judge>,
     mode: ProgressMode,
 ) -> Result<Vec<Compared>> {
     let candidates = candidates(experiment, setting, routers)?;
     let classes = setting.dit.config().classes as usize;
     let labels = labels_in_turn(experiment.evaluation.images, classes);
-    let judge = match (&experiment.evaluation.classifier, images) {
-        (Some(name), Some(images)) => Some(judge(name, images, setting)?),
-        _ => None,
-    };
     let mut bar = Progress::new(mode, "comparing", candidates.len() as u64);
     let schedule = NoiseSchedule::new(&experiment.model.noise)?;
     let mut reference: Option<Run> = None;
@@ -99,25 +105,20 @@ pub(super) fn compare(
             _ => None,
         };
         let sampler = other.as_deref().unwrap_or(setting.sampler);
-        let job = Job {
-            experiment,
-            setting,
-            sampler,
-            labels: &labels,
-        };
+        let job = job(experiment, setting, sampler);
         let plans: Vec<&CachePlan> = match &candidate.what {
             What::Plans(plans) => plans.iter().collect(),
             What::Steps(_) => vec![],
         };
-        let run = job.run(plans.first().copied())?;
-        let base = reference.as_ref().unwrap_or(&run);
-        let mut x0_mse = mse(&run.latents, &base.latents)?;
+        let sampled = run(&job, &labels, plans.first().copied())?;
+        let base = reference.as_ref().unwrap_or(&sampled);
+        let mut x0_mse = mse(&sampled.latents, &base.latents)?;
         for plan in plans.iter().skip(1) {
-            x0_mse += mse(&job.run(Some(plan))?.latents, &base.latents)?;
+            x0_mse += mse(&run(&job, &labels, Some(plan))?.latents, &base.latents)?;
         }
         x0_mse /= plans.len().max(1) as f64;
-        let error_per_step = match run.steps.len() == base.steps.len() {
-            true => run
+        let error_per_step = match sampled.steps.len() == base.steps.len() {
+            true => sampled
                 .steps
                 .iter()
                 .zip(&base.steps)
@@ -128,10 +129,10 @@ pub(super) fn compare(
         let plan = plans.first().copied().cloned();
         let shape = setting.dit.config();
         let pixels = matches!(shape.channels, 1 | 3)
-            .then(|| to_pixels(&run.latents))
+            .then(|| to_pixels(&sampled.latents))
             .transpose()?;
         let (mut fd, mut recognised_percent) = (None, None);
-        if let (Some(judge), Some(pixels)) = (&judge, &pixels) {
+        if let (Some(judge), Some(pixels)) = (judge, &pixels) {
             let (features, found) = judge.classifier.judge(pixels.view())?;
             let right = found.iter().zip(&labels).filter(|(a, b)| a == b).count();
             fd = Some(frechet_distance(&features, &judge.reference)?);
@@ -159,7 +160,7 @@ pub(super) fn compare(
             pixels,
         });
         if reference.is_none() {
-            reference = Some(run);
+            reference = Some(sampled);
         }
         samplers.push(other);
         bar.set(
@@ -184,14 +185,10 @@ fn time(
     let mut times = vec![Vec::new(); all.len()];
     for _ in 0..experiment.evaluation.repeats {
         for (i, compared) in all.iter().enumerate() {
-            let job = Job {
-                experiment,
-                setting,
-                sampler: samplers[i].as_deref().unwrap_or(setting.sampler),
-                labels: &labels[..n],
-            };
+            let sampler = samplers[i].as_deref().unwrap_or(setting.sampler);
+            let job = job(experiment, setting, sampler);
             let started = Instant::now();
-            job.run(compared.plan.as_ref())?;
+            run(&job, &labels[..n], compared.plan.as_ref())?;
             times[i].push(1e3 * started.elapsed().as_secs_f64() / n as f64);
         }
     }
@@ -211,49 +208,43 @@ struct Run {
     steps: Vec<Tensor>,
 }
 
-struct Job<'a> {
-    experiment: &'a HarmonicaExperiment,
-    setting: Setting<'a>,
-    sampler: &'a dyn Sampler,
-    labels: &'a [i64],
+/// Samples with a plan, or without cache; forgets everything between batches.
+fn run(job: &Job<'_>, labels: &[i64], plan: Option<&CachePlan>) -> Result<Run> {
+    let (mut latents, mut steps) = (Vec::new(), Vec::new());
+    for (batch, labels) in labels.chunks(job.batch_size).enumerate() {
+        let watch = &mut |_: &Call, x: &Tensor| {
+            if batch == 0 {
+                steps.push(x.shallow_clone());
+            }
+            Ok(())
+        };
+        let mut compute_all = ComputeAll;
+        let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), job.dit.config()));
+        let reuse: &mut dyn Reuse = match &mut cached {
+            Some(cached) => cached,
+            None => &mut compute_all,
+        };
+        let first = (batch * job.batch_size) as u64;
+        latents.push(job.batch(first, labels, reuse, watch)?);
+    }
+    Ok(Run {
+        latents: Tensor::f_cat(&latents, 0)?,
+        steps,
+    })
 }
 
-impl Job<'_> {
-    fn run(&self, plan: Option<&CachePlan>) -> Result<Run> {
-        let _guard = tch::no_grad_guard();
-        let dit = self.setting.dit;
-        let c = dit.config();
-        let size = self.experiment.evaluation.batch_size as usize;
-        let (mut latents, mut steps) = (Vec::new(), Vec::new());
-        for (batch, labels) in self.labels.chunks(size).enumerate() {
-            let first = (batch * size) as u64;
-            let seed = seed::derive(self.experiment.seed, &[SAMPLES]);
-            let mut noise = ImageNoise::new(seed, first..first + labels.len() as u64);
-            let x = noise
-                .initial([c.channels, c.input_size, c.input_size])?
-                .f_to_device(dit.device())?;
-            let labels = Tensor::f_from_slice(labels)?;
-            let guidance = self.setting.guidance;
-            let watch = &mut |_: &sampler::Call, x: &Tensor| {
-                if batch == 0 {
-                    steps.push(x.shallow_clone());
-                }
-                Ok(())
-            };
-            let mut compute_all = ComputeAll;
-            let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), c));
-            let reuse: &mut dyn fewstep_diffusion::Reuse = match &mut cached {
-                Some(cached) => cached,
-                None => &mut compute_all,
-            };
-            let mut denoiser = Guided::new(dit, &labels, guidance, reuse)?;
-            let x = sampler::sample(self.sampler, &mut denoiser, &x, &mut noise, watch)?;
-            latents.push(x.f_to_device(tch::Device::Cpu)?);
-        }
-        Ok(Run {
-            latents: Tensor::f_cat(&latents, 0)?,
-            steps,
-        })
+/// The job of this sampler.
+fn job<'a>(
+    experiment: &HarmonicaExperiment,
+    setting: Setting<'a>,
+    sampler: &'a dyn Sampler,
+) -> Job<'a> {
+    Job {
+        dit: setting.dit,
+        sampler,
+        guidance: setting.guidance(),
+        seed: seed::derive(experiment.seed, &[SAMPLES]),
+        batch_size: experiment.evaluation.batch_size as usize,
     }
 }
 
@@ -262,27 +253,6 @@ const SAMPLES: u64 = 20;
 
 fn mse(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(a.f_mse_loss(b, Mean)?.f_double_value(&[])?)
-}
-
-fn judge(name: &str, images: &dyn Dataset, setting: Setting<'_>) -> Result<Judge> {
-    let classifier = Classifier::open(name, setting.dit.device())?;
-    let mut all = Vec::with_capacity(images.len());
-    for index in 0..images.len() {
-        let image = images.image(index)?;
-        all.push(
-            image
-                .permuted_axes([1, 2, 0])
-                .insert_axis(Axis(0))
-                .into_owned(),
-        );
-    }
-    let views: Vec<_> = all.iter().map(|i| i.view()).collect();
-    let pixels = concatenate(Axis(0), &views).context("the images have more than one size")?;
-    let (reference, _) = classifier.judge(pixels.view())?;
-    Ok(Judge {
-        classifier,
-        reference,
-    })
 }
 
 /// All policies, the uncached run first.
