@@ -7,6 +7,7 @@ use std::time::Instant;
 use fewstep_spiking::{Forward, Input, Mode, Monitor, Network};
 use fewstep_torch::{Checkpoint, Optimiser, ParameterGroup, seed};
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
 use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::evaluate;
@@ -231,17 +232,9 @@ impl Trainer<'_> {
         let (mut sum, mut rate) = (0., 0.);
         for (i, batch) in loader.epoch(u64::from(epoch)).take(batches).enumerate() {
             let (x, y) = to_tensors(&batch?, network.device())?;
-            let out = network.forward(Input::Direct(&x), &options, None)?;
-            let mut loss = cross_entropy(&out.logits, &y, t.label_smoothing)?;
-            if let (Some(d), Some(teacher)) = (self.phase.distillation, self.teacher) {
-                let target =
-                    tch::no_grad(|| teacher.forward(Input::Direct(&x), &Forward::analog(), None))?
-                        .logits;
-                loss += distillation(&out.logits, &target, d.temperature)? * d.weight;
-            }
-            if let Some(operations) = &out.operations {
-                loss += operations * self.phase.rate_penalty;
-            }
+            let loss = t
+                .precision
+                .run(network.device(), || self.loss(network, &options, &x, &y))?;
             let value = loss.f_double_value(&[])?;
             if !value.is_finite() {
                 return Err(self.not_finite(network, &options, &x, value, epoch, i)?);
@@ -271,12 +264,29 @@ impl Trainer<'_> {
         Ok((sum / batches.max(1) as f64, rate))
     }
 
+    /// The loss of one batch.
+    fn loss(&self, network: &Network, options: &Forward, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let out = network.forward(Input::Direct(x), options, None)?;
+        let logits = out.logits.f_to_kind(Kind::Float)?;
+        let mut loss = cross_entropy(&logits, y, self.phase.training.label_smoothing)?;
+        if let (Some(d), Some(teacher)) = (self.phase.distillation, self.teacher) {
+            let target =
+                tch::no_grad(|| teacher.forward(Input::Direct(x), &Forward::analog(), None))?
+                    .logits;
+            loss += distillation(&logits, &target, d.temperature)? * d.weight;
+        }
+        if let Some(operations) = &out.operations {
+            loss += operations * self.phase.rate_penalty;
+        }
+        Ok(loss)
+    }
+
     /// Says where a loss that is no number begins: in a parameter, or in the first layer whose potential is not finite.
     fn not_finite(
         &self,
         network: &Network,
         options: &Forward,
-        x: &tch::Tensor,
+        x: &Tensor,
         loss: f64,
         epoch: u32,
         batch: usize,

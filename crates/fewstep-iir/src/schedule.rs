@@ -3,7 +3,7 @@
 mod validate;
 
 use fewstep_spiking::{NeuronOptions, Plan, zoo};
-use fewstep_torch::{LearningRate, OptimiserConfig};
+use fewstep_torch::{LearningRate, OptimiserConfig, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::{Distillation, Result};
@@ -72,6 +72,8 @@ pub struct Training {
     pub dropout: f64,
     /// Label smoothing of the cross entropy.
     pub label_smoothing: f64,
+    /// The number format of the forward pass while training; every evaluation is in float32.
+    pub precision: Precision,
 }
 
 impl Default for Training {
@@ -94,6 +96,7 @@ impl Default for Training {
             weight_decay: 5e-4,
             dropout: 0.2,
             label_smoothing: 0.,
+            precision: Precision::Float32,
         }
     }
 }
@@ -194,6 +197,8 @@ pub struct Snn {
     pub dropout: f64,
     /// Label smoothing of the cross entropy.
     pub label_smoothing: f64,
+    /// The number format of the forward pass while training; every evaluation is in float32.
+    pub precision: Precision,
     /// Learn from the artificial network's logits as well.
     pub distillation: Option<Distillation>,
     /// Weight of a penalty on the accumulates, as a share of the dense MACs: it buys energy. The best epoch is still the one of highest
@@ -224,6 +229,7 @@ impl Default for Snn {
             weight_decay: 0.,
             dropout: 0.2,
             label_smoothing: 0.,
+            precision: Precision::Float32,
             distillation: None,
             rate_penalty: 0.,
         }
@@ -359,6 +365,7 @@ impl Recipe {
                 weight_decay: snn.weight_decay,
                 dropout: snn.dropout,
                 label_smoothing: snn.label_smoothing,
+                precision: snn.precision,
             };
             phases.push(PhasePlan {
                 number: phases.len() as u64,

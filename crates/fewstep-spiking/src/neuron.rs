@@ -187,13 +187,24 @@ impl Neuron {
             membrane,
             fused,
         };
+        // Products may come in bfloat16; potentials are summed and compared in float32.
         Ok(ops::neuron(
-            current,
+            &current.f_to_kind(self.threshold.kind())?,
             &self.threshold,
             &self.leak,
             initial,
             call,
         )?)
+    }
+
+    /// The reset.
+    pub fn reset(&self) -> Reset {
+        self.reset
+    }
+
+    /// The surrogate.
+    pub fn surrogate(&self) -> Surrogate {
+        self.surrogate
     }
 
     /// The surrogate from now on (a wider one early in training, say).
