@@ -5,9 +5,12 @@
 mod common;
 mod config;
 mod data;
+mod events;
+mod export;
 mod folder;
 mod front_door;
 mod harmonica;
+mod infer;
 mod published;
 mod resume;
 mod run;

@@ -454,7 +454,7 @@ mod generic {
     }
 
     /// Rows ahead that [`add_rows`] asks for.
-    const ROWS_AHEAD: usize = 2;
+    const ROWS_AHEAD: usize = 4;
 
     #[inline(always)]
     pub unsafe fn add_rows<I: Isa>(

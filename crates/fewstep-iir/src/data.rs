@@ -171,6 +171,11 @@ impl Data {
         &self.train
     }
 
+    /// Images for test.
+    pub fn test(&self) -> &Arc<dyn Dataset> {
+        &self.test
+    }
+
     /// What pixels are normalised with.
     pub fn statistics(&self) -> &Statistics {
         &self.statistics

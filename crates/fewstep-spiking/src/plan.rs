@@ -2,11 +2,12 @@
 //! spiking network.
 
 use fewstep_metrics::{LayerKind, LayerOps};
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// The connections of a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Connection {
     /// A convolution over `[in, H, W]`.
     Conv {
@@ -52,7 +53,7 @@ impl Connection {
     }
 
     /// Shape that leaves it: `[C, H, W]`, or `[C, 1, 1]` of a fully connected layer.
-    fn output_shape(self, [_, h, w]: [i64; 3]) -> [i64; 3] {
+    pub fn output_shape(self, [_, h, w]: [i64; 3]) -> [i64; 3] {
         match self {
             Self::Conv {
                 outputs,
@@ -74,7 +75,7 @@ impl Connection {
 }
 
 /// What a unit adds to its own current: the output of an earlier unit, as it is or through a 1×1 convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shortcut {
     /// The number of the unit whose output it is.
     pub from: usize,
@@ -83,7 +84,7 @@ pub struct Shortcut {
 }
 
 /// One layer: connections, an activation (ReLU or spiking neurons; none for the read-out), and what follows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitPlan {
     /// Its name in checkpoints and reports.
     pub name: String,
@@ -122,7 +123,7 @@ impl UnitPlan {
 }
 
 /// A feed-forward network from an image to logits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// For reports: `vgg16`, `resnet20`, or the layer string.
     pub name: String,

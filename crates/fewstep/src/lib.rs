@@ -22,3 +22,4 @@ pub mod report;
 pub mod run;
 pub mod sampling;
 mod tensorboard;
+pub mod trained;

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use fewstep::commands::{bench, data, demo, plan, router, run, sample};
+use fewstep::commands::{bench, data, demo, export, import, plan, router, run, sample};
+use fewstep_events::cli::{Infer, infer};
 
 /// Networks that pay for time, paying less of it.
 #[derive(Parser)]
@@ -35,6 +36,12 @@ enum Command {
     /// Look at data sets, or fetch one
     #[command(subcommand)]
     Data(data::Command),
+    /// Write a trained network for other programs
+    Export(export::Options),
+    /// Classify images with an exported network, by adding a weight row where a spike is
+    Infer(Infer),
+    /// Take in a network that another program wrote
+    Import(import::Options),
     /// Time our side of a benchmark; `cargo xtask bench` runs it beside the peers
     Bench(bench::Options),
 }
@@ -53,6 +60,9 @@ fn main() -> ExitCode {
         Some(Command::Plan(c)) => plan::plan(&c),
         Some(Command::Router(c)) => router::router(&c).map(done),
         Some(Command::Data(c)) => data::data(&c).map(done),
+        Some(Command::Export(o)) => export::export(&o).map(done),
+        Some(Command::Infer(o)) => infer(&o).map(done),
+        Some(Command::Import(o)) => import::import(&o).map(done),
         Some(Command::Bench(o)) => bench::bench(&o).map(done),
         None => {
             // Nothing was asked: show what can be.

@@ -8,6 +8,8 @@
 //! * `against` and `implied_speedup`: a case that is compared with another of ours instead of with peers, and the speed-up that
 //!   its skipped arithmetic implies. At least [`FOLLOWED`] of that is to be measured.
 
+mod events;
+
 use std::env;
 use std::fs;
 use std::path::PathBuf;
@@ -25,11 +27,14 @@ use crate::libtorch;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// What to measure: spiking, sampling, or dit-xl (ours alone)
+    /// What to measure: spiking, sampling, events, or dit-xl (ours alone)
     name: String,
-    /// Threads for every program [default: all of the machine]
+    /// Threads for every program [default: all of the machine; for events 1 and 2 in turn]
     #[arg(long)]
     threads: Option<usize>,
+    /// For events: a run whose network and images take the place of made-up ones; may be repeated
+    #[arg(long = "run", value_name = "FOLDER")]
+    runs: Vec<PathBuf>,
     /// How often each program runs
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -88,6 +93,8 @@ struct Samples {
     judged: bool,
     /// The case of ours that this one is compared with, and the speed-up that is implied.
     against: Option<(String, f64)>,
+    /// The last line, for what only one benchmark has.
+    line: Value,
 }
 
 /// Measures, writes `target/bench/NAME.json`, prints the table.
@@ -100,29 +107,26 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
         words.extend(options.json.then(|| "--json".into()));
         return drive::fewstep(checkout, Some("bench"), &words);
     }
-    let Some(bench) = BENCHES.iter().find(|bench| bench.name == options.name) else {
-        let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
-        bail!(
-            "there is no benchmark {:?}; known: {}, dit-xl",
-            options.name,
-            known.join(", ")
-        );
-    };
     ensure!(
         options.rounds > 0 && options.samples > 0,
         "--rounds and --samples must be at least 1"
     );
+    if options.name == events::NAME {
+        return events::bench(checkout, options);
+    }
+    let Some(bench) = BENCHES.iter().find(|bench| bench.name == options.name) else {
+        let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        bail!(
+            "there is no benchmark {:?}; known: {}, {}, dit-xl",
+            options.name,
+            known.join(", "),
+            events::NAME
+        );
+    };
     libtorch::ensure(checkout, false, false)?;
     let python = python(checkout)?;
-    let (rounds, samples) = match options.quick {
-        true => (1, 1),
-        false => (options.rounds, options.samples),
-    };
-    let common = [
-        format!("--threads={threads}"),
-        format!("--samples={samples}"),
-        format!("--warmup={}", options.warmup),
-    ];
+    let rounds = options.rounds();
+    let common = options.common(threads);
 
     let mut ours = Vec::new();
     let mut theirs: Vec<Vec<Samples>> = bench.peers.iter().map(|_| Vec::new()).collect();
@@ -143,28 +147,53 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     }
 
     let rows = compare(bench, &ours, &theirs)?;
-    let folder = checkout.target().join("bench");
-    let path = folder.join(format!("{}.json", bench.name));
-    fs::create_dir_all(&folder)
-        .and_then(|()| fs::write(&path, format!("{:#}\n", Value::from(rows.clone()))))
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    let path = write(checkout, bench.name, &Value::from(rows.clone()))?;
     if options.json {
         println!("{:#}", Value::from(rows));
         return Ok(ExitCode::SUCCESS);
     }
     println!("{}", table(&rows));
-    let targets = rows.iter().filter(|row| !row["met"].is_null()).count();
-    let missed = rows.iter().filter(|row| row["met"] == json!(false)).count();
     println!(
         "median ms a step, interquartile range in brackets; {}; written to {}",
-        if missed == 0 {
-            "every target is met".to_owned()
-        } else {
-            format!("{missed} of {targets} targets are missed")
-        },
+        verdict(&rows),
         path.display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+impl Options {
+    fn rounds(&self) -> usize {
+        if self.quick { 1 } else { self.rounds }
+    }
+
+    /// What every program is told.
+    fn common(&self, threads: usize) -> [String; 3] {
+        let samples = if self.quick { 1 } else { self.samples };
+        [
+            format!("--threads={threads}"),
+            format!("--samples={samples}"),
+            format!("--warmup={}", self.warmup),
+        ]
+    }
+}
+
+/// Writes `target/bench/NAME.json`.
+fn write(checkout: &Checkout, name: &str, result: &Value) -> Result<PathBuf> {
+    let folder = checkout.target().join("bench");
+    let path = folder.join(format!("{name}.json"));
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(&path, format!("{result:#}\n")))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// How many rows miss their target.
+fn verdict(rows: &[Value]) -> String {
+    let targets = rows.iter().filter(|row| !row["met"].is_null()).count();
+    match rows.iter().filter(|row| row["met"] == json!(false)).count() {
+        0 => "every target is met".to_owned(),
+        missed => format!("{missed} of {targets} targets are missed"),
+    }
 }
 
 /// The interpreter with the peers: FEWSTEP_BENCH_PYTHON, else a virtual environment made under target/ once.
@@ -206,6 +235,24 @@ pub(super) fn python(checkout: &Checkout) -> Result<PathBuf> {
 
 /// Runs one program and adds its samples to those of its earlier rounds.
 fn measure(command: &mut Command, who: &str, into: &mut Vec<Samples>) -> Result<()> {
+    for line in lines(command, who)? {
+        let samples = parse(&line)
+            .with_context(|| format!("{who} printed {line:?}, which is no measurement"))?;
+        let same =
+            |known: &&mut Samples| (&known.name, known.threads) == (&samples.name, samples.threads);
+        match into.iter_mut().find(same) {
+            Some(known) => {
+                known.ms.extend(samples.ms);
+                known.line = samples.line;
+            }
+            None => into.push(samples),
+        }
+    }
+    Ok(())
+}
+
+/// Runs one program; the lines of JSON that it printed, at least one.
+fn lines(command: &mut Command, who: &str) -> Result<Vec<String>> {
     let output = command
         .stderr(Stdio::inherit())
         .output()
@@ -216,18 +263,13 @@ fn measure(command: &mut Command, who: &str, into: &mut Vec<Samples>) -> Result<
         output.status
     );
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut any = false;
-    for line in text.lines().filter(|line| line.starts_with('{')) {
-        let samples = parse(line)
-            .with_context(|| format!("{who} printed {line:?}, which is no measurement"))?;
-        any = true;
-        match into.iter_mut().find(|known| known.name == samples.name) {
-            Some(known) => known.ms.extend(samples.ms),
-            None => into.push(samples),
-        }
-    }
-    ensure!(any, "{who} printed no measurement");
-    Ok(())
+    let lines: Vec<String> = text
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(str::to_owned)
+        .collect();
+    ensure!(!lines.is_empty(), "{who} printed no measurement");
+    Ok(lines)
 }
 
 /// One line of a program.
@@ -260,6 +302,7 @@ fn parse(line: &str) -> Result<Samples> {
             .as_str()
             .map(str::to_owned)
             .zip(value["implied_speedup"].as_f64()),
+        line: value,
     })
 }
 
@@ -272,7 +315,8 @@ fn compare(bench: &Bench, ours: &[Samples], theirs: &[Vec<Samples>]) -> Result<V
                 .iter()
                 .find(|other| other.name == *against)
                 .with_context(|| format!("fewstep did not measure {against}"))?;
-            let mut row = compare_two(our, against, other, 1. / (FOLLOWED * implied));
+            let target = our.judged.then_some(1. / (FOLLOWED * implied));
+            let mut row = compare_two(our, against, other, target);
             let speedup = 1. / row["ratio"].as_f64().unwrap_or(f64::NAN);
             row["speedup"] = json!(speedup);
             row["implied_speedup"] = json!(implied);
@@ -294,14 +338,15 @@ fn compare(bench: &Bench, ours: &[Samples], theirs: &[Vec<Samples>]) -> Result<V
                 their.threads,
                 their.batch
             );
-            rows.push(compare_two(our, peer, their, bench.target));
+            let target = our.judged.then_some(bench.target);
+            rows.push(compare_two(our, peer, their, target));
         }
     }
     Ok(rows)
 }
 
 /// The row of `our` beside `their`, which must not take less than 1/`target` of its time.
-fn compare_two(our: &Samples, peer: &str, their: &Samples, target: f64) -> Value {
+fn compare_two(our: &Samples, peer: &str, their: &Samples, target: Option<f64>) -> Value {
     let (our_ms, our_spread) = median_and_spread(&our.ms);
     let (their_ms, their_spread) = median_and_spread(&their.ms);
     let ratio = our_ms / their_ms;
@@ -310,8 +355,8 @@ fn compare_two(our: &Samples, peer: &str, their: &Samples, target: f64) -> Value
         "ours_ms": our_ms, "ours_spread_ms": our_spread,
         "peer": peer, "peer_ms": their_ms, "peer_spread_ms": their_spread,
         "ratio": ratio,
-        "target": our.judged.then_some(target),
-        "met": our.judged.then_some(ratio <= target),
+        "target": target,
+        "met": target.map(|target| ratio <= target),
     });
     if let Some(gflop) = our.gflop {
         row["ours_gflops"] = json!(gflop / our_ms * 1e3);

@@ -1,8 +1,10 @@
 //! `fewstep bench NAME`: our side of a benchmark, one JSON line a case, in the form that the peers' scripts print.
 
+mod events;
 mod sampling;
 mod spiking;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -13,20 +15,26 @@ use tch::{Device, Kind, Tensor};
 #[derive(Args)]
 #[command(after_help = "Example: fewstep bench sampling --threads 2 --samples 5")]
 pub struct Options {
-    /// Which one: spiking, sampling or dit-xl
+    /// Which one: spiking, sampling, events or dit-xl
     pub name: String,
-    /// Threads of libtorch
+    /// Threads of libtorch; for `events` of the engine
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=1024))]
     pub threads: i32,
-    /// Steps timed; for `sampling` whole runs of a sampler
+    /// Steps timed; for `sampling` whole runs of a sampler, for `events` batches (ten times as many of one image)
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub samples: u32,
     /// Steps before them; for `sampling` runs with two whole steps
     #[arg(long, default_value_t = 1)]
     pub warmup: u32,
-    /// JSON lines, the only form of `spiking` and `sampling`
+    /// JSON lines, the only form of `spiking`, `sampling` and `events`
     #[arg(long)]
     pub json: bool,
+    /// For `events`: a run whose network (vgg16 or resnet20) and test images take the place of made-up ones; may be repeated
+    #[arg(long = "run", value_name = "FOLDER")]
+    pub runs: Vec<PathBuf>,
+    /// For `events`: where to leave the model files
+    #[arg(long, value_name = "FOLDER")]
+    pub models: Option<PathBuf>,
 }
 
 /// Times the cases of one benchmark.
@@ -38,8 +46,9 @@ pub fn bench(options: &Options) -> Result<()> {
     match options.name.as_str() {
         "spiking" => spiking::bench(options),
         "sampling" => sampling::bench(options),
+        "events" => events::bench(options),
         "dit-xl" => sampling::dit_xl(options),
-        name => bail!("no benchmark `{name}`; there are: spiking, sampling, dit-xl"),
+        name => bail!("no benchmark `{name}`; there are: spiking, sampling, events, dit-xl"),
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn write(
         height,
         width,
     } = data.shape();
+    let statistics = data.statistics();
     let last = report.stages.last();
     let summary = json!({
         "method": experiment.method,
@@ -35,7 +36,11 @@ pub(crate) fn write(
         "dataset": data.name(),
         // Noise took the data's place: accuracies mean nothing.
         "synthetic_data": stand_in,
-        "images": {"train": train, "validation": validation, "test": test, "shape_chw": [channels, height, width]},
+        // What a network that is taken elsewhere must know of its images.
+        "images": {
+            "train": train, "validation": validation, "test": test, "shape_chw": [channels, height, width],
+            "mean": statistics.mean, "std": statistics.std, "classes": data.class_names(),
+        },
         "network": experiment.network.architecture,
         "parameters": report.parameters,
         "macs": report.macs,
