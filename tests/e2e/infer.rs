@@ -230,8 +230,8 @@ fn counts_are_a_table_for_each_layer_and_the_same_in_json() {
         done.stdout
     );
     assert_eq!(
-        table[2][..6],
-        ["readout", "0", "%", "50.0", "%", "2"],
+        table[2][..5],
+        ["readout", "0", "%", "0.500", "2"],
         "{}",
         done.stdout
     );
@@ -242,7 +242,7 @@ fn counts_are_a_table_for_each_layer_and_the_same_in_json() {
         (
             &readout["additions"],
             &readout["spike_additions"],
-            &readout["events"]
+            &readout["spikes"]
         ),
         (&4.into(), &4.into(), &2.into())
     );

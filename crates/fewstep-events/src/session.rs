@@ -77,7 +77,7 @@ pub struct Session {
     pool: Option<rayon::ThreadPool>,
 }
 
-/// A group has fewer images than asked for where its buffers would take more than this.
+/// Groups have fewer images than asked for where the buffers of all threads would take more than this.
 const GROUP_BYTES: u64 = 4 << 30;
 
 /// What does not change between batches.
@@ -163,7 +163,8 @@ impl Session {
             })
             .collect();
         let one = inner.spec.image_bytes(&inner.shapes);
-        let group = options.group.min((GROUP_BYTES / one) as usize).max(1);
+        let most = GROUP_BYTES / options.threads as u64 / one;
+        let group = options.group.min(most as usize).max(1);
         Ok(Self {
             inner,
             plan: Plan {

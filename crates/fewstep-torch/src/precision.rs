@@ -79,8 +79,10 @@ mod tests {
         assert_eq!(w.grad().kind(), Kind::Float);
         assert_eq!(x.linear(&w, None::<Tensor>).kind(), Kind::Float);
         let failed: Result<()> = Precision::Bfloat16.run(Device::Cpu, || {
-            Ok(x.f_matmul(&Tensor::f_ones([3, 3], (Kind::Float, Device::Cpu))?)
-                .map(drop)?)
+            Ok(
+                x.f_matmul(&Tensor::f_ones([3, 3], (Kind::Float, Device::Cpu))?)
+                    .map(drop)?,
+            )
         });
         assert!(failed.is_err());
         assert_eq!(x.linear(&w, None::<Tensor>).kind(), Kind::Float);

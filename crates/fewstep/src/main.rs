@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use fewstep::commands::infer::{Infer, infer};
 use fewstep::commands::{bench, data, demo, export, import, plan, router, run, sample};
-use fewstep_events::cli::{Infer, infer};
 
 /// Networks that pay for time, paying less of it.
 #[derive(Parser)]

@@ -202,7 +202,7 @@ impl Energy {
 const HEADER: [&str; 9] = [
     "layer",
     "dense",
-    "inputs ≠ 0",
+    "spikes/input",
     "additions",
     "multiplications",
     "weights read",
@@ -230,12 +230,12 @@ fn table(model: &Model, counts: &[LayerCounts], images: usize) -> String {
         for (sum, figure) in sums.iter_mut().zip(figures) {
             *sum += figure;
         }
-        let share = 100. * c.spikes as f64 / c.inputs.max(1) as f64;
+        let share = c.spikes as f64 / c.inputs.max(1) as f64;
         let [dense, share] = match place {
             0 => ["image".into(), "image".into()],
             _ => [
                 format!("{:.0} %", 100. * c.dense_images as f64 / n),
-                format!("{share:.1} %"),
+                format!("{share:.3}"),
             ],
         };
         rows.push(row(name, dense, share, figures));

@@ -62,7 +62,7 @@ impl Parts {
         }
         header.insert("__metadata__".into(), Value::Object(texts));
         let mut text = Value::Object(header).to_string();
-        while (8 + text.len()) % 64 != 0 {
+        while !(8 + text.len()).is_multiple_of(64) {
             text.push(' ');
         }
         let mut file = (text.len() as u64).to_le_bytes().to_vec();

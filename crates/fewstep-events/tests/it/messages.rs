@@ -158,3 +158,12 @@ fn a_path_is_named_in_what_is_said_of_its_file() {
         "nowhere.fewstep: No such file or directory (os error 2)"
     );
 }
+
+#[test]
+fn a_small_file_that_needs_gigabytes_for_an_image_is_refused() {
+    let said = network(|n| {
+        n["input"] = json!([2, 512, 512]);
+        n["timesteps"] = json!(64);
+    });
+    insta::assert_snapshot!(said, @"<memory>: network: expected to need at most 2147483648 bytes of buffers for an image, found 3265790976");
+}

@@ -9,6 +9,7 @@ mod dit;
 pub mod export;
 mod harmonica;
 pub mod import;
+pub mod infer;
 mod observe;
 pub mod plan;
 pub mod router;

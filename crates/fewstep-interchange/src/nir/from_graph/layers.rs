@@ -293,9 +293,9 @@ pub(super) fn input_shape(node: Named) -> Result<([i64; 3], bool)> {
     if sizes.iter().any(|d| !(1..=LARGEST).contains(d)) {
         return Err(node.fault(format!("expected a positive shape, found {sizes:?}")));
     }
-    match sizes.as_slice() {
-        &[n] => Ok(([n, 1, 1], true)),
-        &[c, h, w] => Ok(([c, h, w], false)),
+    match *sizes.as_slice() {
+        [n] => Ok(([n, 1, 1], true)),
+        [c, h, w] => Ok(([c, h, w], false)),
         _ => Err(node.fault(format!(
             "expected the shape of an image [C, H, W] or a vector [N], found {sizes:?}"
         ))),
