@@ -295,6 +295,9 @@ mod generic {
         }
     }
 
+    /// Float weights of a line are summed in parts of this many, and the parts then: shorter sums round less.
+    const PART: usize = 48;
+
     /// Sums of this many eight-bit weights fit 16 bits.
     const SUMS: usize = i16::MAX as usize / 128;
 
@@ -364,30 +367,33 @@ mod generic {
             let window = window(w, x);
             unsafe {
                 let at = tile.add(x * span);
-                let mut sum = [I::splat(0.); U];
-                for u in 0..U {
-                    sum[u] = I::load(at.add(u * UNIT));
-                }
                 for line in lines {
-                    let (first, begin, end) = run(w, line, window);
+                    let (first, mut begin, end) = run(w, line, window);
                     debug_assert!(begin <= end && end <= line.codes.len());
                     let base = weights.wrapping_offset(first * span as isize);
-                    for k in begin..end {
-                        if COLD {
-                            ahead::<I, f32>(line.codes, k, base, span);
+                    while begin < end {
+                        let stop = end.min(begin + PART);
+                        let mut sum = [I::splat(0.); U];
+                        for k in begin..stop {
+                            if COLD {
+                                ahead::<I, f32>(line.codes, k, base, span);
+                            }
+                            let code = *line.codes.get_unchecked(k) as usize;
+                            debug_assert!(
+                                first.wrapping_add_unsigned(code).cast_unsigned()
+                                    < block.len() / span
+                            );
+                            let row = base.wrapping_add(code * span);
+                            for u in 0..U {
+                                sum[u] = I::add(sum[u], I::load(row.add(u * UNIT)));
+                            }
                         }
-                        let code = *line.codes.get_unchecked(k) as usize;
-                        debug_assert!(
-                            first.wrapping_add_unsigned(code).cast_unsigned() < block.len() / span
-                        );
-                        let row = base.wrapping_add(code * span);
                         for u in 0..U {
-                            sum[u] = I::add(sum[u], I::load(row.add(u * UNIT)));
+                            let at = at.add(u * UNIT);
+                            I::store(at, I::add(I::load(at), sum[u]));
                         }
+                        begin = stop;
                     }
-                }
-                for u in 0..U {
-                    I::store(at.add(u * UNIT), sum[u]);
                 }
             }
         }
@@ -466,6 +472,7 @@ mod generic {
         let n = sums.len();
         let sums = sums.as_mut_ptr();
         match rows {
+            // One sum from front to back: images come in pieces that depend on the batch, and scores must not.
             Rows::Float32(first, stride) => {
                 for (k, &code) in codes.iter().enumerate() {
                     let row = first.wrapping_add(code as usize * stride);

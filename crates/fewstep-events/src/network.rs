@@ -178,7 +178,7 @@ pub(crate) struct Shape {
     pub projection: Option<Geometry>,
 }
 
-/// As for one image.
+/// Buffers for one image may take at most this.
 const MOST_BYTES: u64 = 2 << 30;
 
 /// Output pixels up to which a weight is used so rarely that memory decides.
@@ -222,8 +222,10 @@ impl NetworkSpec {
         let mut names = HashSet::new();
         for (i, layer) in self.layers.iter().enumerate() {
             let of_projection = layer.name.strip_suffix(".projection");
+            let own = format!("{}.projection", layer.name);
             if !names.insert(layer.name.as_str())
                 || of_projection.is_some_and(|n| names.contains(n))
+                || names.contains(own.as_str())
             {
                 return layer.wrong(
                     "expected another name, found a layer or projection that has it already".into(),

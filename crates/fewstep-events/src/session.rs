@@ -2,6 +2,7 @@
 
 mod events;
 mod layer;
+mod team;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use crate::{Error, Result};
 
 use events::{Events, Map};
 use layer::{Scratch, Source, Task};
+use team::Team;
 
 /// How a session runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,7 +24,8 @@ pub struct Options {
     pub threads: usize,
     /// The instructions; the best that the processor has where `None`.
     pub instructions: Option<Instructions>,
-    /// A convolution with float weights runs densely where more than this share of its inputs is not zero. 0 to 1.
+    /// A convolution with float weights and rows of 6 outputs or more runs densely where more than this many spikes an input reach it. 0 to
+    /// 4, as up to four do behind a pool; 4 is never.
     pub dense_above: f32,
     /// Images of a batch that one thread takes through a layer together. More need more memory and read weights less often.
     pub group: usize,
@@ -68,7 +71,7 @@ impl<'a> Images<'a> {
 }
 
 /// Buffers for one model. After a first batch of a size, a batch of that size or less needs no new memory (on several threads, rayon's
-/// queue may take some).
+/// queue and a thread's first piece of a layer may take some).
 pub struct Session {
     inner: Arc<Inner>,
     plan: Plan,
@@ -122,8 +125,8 @@ impl Session {
         if !(1..=4096).contains(&options.group) {
             return wrong("group", "1 to 4096", options.group.to_string());
         }
-        if !(0. ..=1.).contains(&options.dense_above) {
-            return wrong("dense_above", "0 to 1", options.dense_above.to_string());
+        if !(0. ..=4.).contains(&options.dense_above) {
+            return wrong("dense_above", "0 to 4", options.dense_above.to_string());
         }
         let instructions = options.instructions.unwrap_or_else(Instructions::best);
         if !Instructions::all().contains(&instructions) {
@@ -201,12 +204,12 @@ impl Session {
             });
         }
         let (inner, plan) = (&*self.inner, &self.plan);
-        let groups = |work: &mut Work, images: Images, scores: &mut [f32], parallel: bool| {
+        let groups = |work: &mut Work, images: Images, scores: &mut [f32], team: &Team| {
             let group = plan.group;
             for (i, scores) in scores.chunks_mut(group * classes).enumerate() {
                 let (from, count) = (i * group * size, scores.len() / classes);
                 let part = images.part(from, from + count * size);
-                work.run(inner, plan, part, count, scores, parallel)?;
+                work.run(inner, plan, part, count, scores, team)?;
             }
             Ok(())
         };
@@ -216,7 +219,7 @@ impl Session {
             let threads = plan.options.threads;
             if n < threads {
                 let work = &mut self.work[0];
-                return pool.install(|| groups(work, images, scores, true));
+                return Team::gather(pool, threads, |team| groups(work, images, scores, team));
             }
             let share = n.div_ceil(threads);
             return pool.install(|| {
@@ -227,12 +230,12 @@ impl Session {
                     .map(|(i, (work, scores))| {
                         let from = i * share * size;
                         let part = images.part(from, from + scores.len() / classes * size);
-                        groups(work, part, scores, false)
+                        groups(work, part, scores, &Team::default())
                     })
                     .collect()
             });
         }
-        groups(&mut self.work[0], images, scores, false)
+        groups(&mut self.work[0], images, scores, &Team::default())
     }
 
     /// What each layer did since the session began, where [`Options::count`] is set; else zeros.
@@ -252,7 +255,7 @@ impl Session {
         self.plan.instructions
     }
 
-    /// Bytes of its buffers.
+    /// Bytes of its buffers, without those that hold a few rows for each thread.
     pub fn bytes(&self) -> usize {
         self.work.iter().map(Work::bytes).sum()
     }
@@ -273,7 +276,7 @@ impl Work {
         images: Images,
         n: usize,
         scores: &mut [f32],
-        parallel: bool,
+        team: &Team,
     ) -> Result<()> {
         let timesteps = inner.spec.timesteps;
         let first = inner.shapes[0].main;
@@ -303,7 +306,7 @@ impl Work {
                 Source::Dense(&self.input)
             } else {
                 let before = map(place - 1);
-                self.events.decode(plan.instructions, &before, parallel)?;
+                self.events.decode(plan.instructions, &before, team)?;
                 share = self.events.share();
                 let wide = geometry.output[2] >= layer::DENSE_PIXELS;
                 if float && wide && share > f64::from(plan.options.dense_above) {
@@ -319,8 +322,7 @@ impl Work {
                 .map(|s| map(s.from));
             let projection = match (&inner.layers[place].projection, shape.projection, shortcut) {
                 (Some(weights), Some(geometry), Some(s)) => {
-                    self.side
-                        .decode(plan.instructions, &map(s.from), parallel)?;
+                    self.side.decode(plan.instructions, &map(s.from), team)?;
                     Some((geometry, inner.view(weights, &geometry), &self.side))
                 }
                 _ => None,
@@ -351,7 +353,7 @@ impl Work {
                 constant: place == 0,
                 images: n,
                 share,
-                parallel,
+                team,
             };
             let done = |counts: &mut Vec<LayerCounts>| {
                 if let Some(start) = start {
@@ -420,7 +422,7 @@ fn write_input(input: &mut [f32], plan: &Plan, first: &crate::network::Geometry,
     }
 }
 
-/// Elements of a pixel in block number `block` of a tile.
+/// Elements of a pixel in a tile of a block of `units` units.
 fn span(units: usize) -> usize {
     units * UNIT
 }

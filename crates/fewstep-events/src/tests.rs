@@ -354,7 +354,7 @@ fn every_layer_timestep_reset_precision_and_instruction_set_agrees_with_plain_lo
                 .collect();
             for &instructions in Instructions::all() {
                 for (threads, group, dense_above) in
-                    [(1, 16, 0.6), (2, 1, 1.), (2, 2, 0.), (4, 16, 0.3)]
+                    [(1, 16, 0.6), (2, 1, 4.), (2, 2, 0.), (4, 16, 0.3)]
                 {
                     let threads = if cfg!(feature = "threads") {
                         threads

@@ -197,7 +197,7 @@ impl Decoder {
         };
         pixels
             .get_mut(..bytes.len())
-            .context("an image of another size than it said")?
+            .with_context(|| format!("{shown}: an image of another size than it said"))?
             .copy_from_slice(&bytes);
         Ok(())
     }

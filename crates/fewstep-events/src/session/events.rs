@@ -4,6 +4,10 @@ use crate::Result;
 use crate::file::BLOCK;
 use crate::kernel::{self, Instructions, Line};
 use crate::session::grow;
+use crate::session::team::Team;
+
+/// Lines of events that a thread makes at a time.
+const LINES: usize = 4;
 
 /// The spikes of a layer: a word of 64 channels for each `[block][image·row][timestep][pixel]`.
 #[derive(Clone, Copy)]
@@ -89,7 +93,7 @@ impl Events {
     }
 
     /// Makes the lists anew.
-    pub fn decode(&mut self, isa: Instructions, map: &Map, parallel: bool) -> Result<()> {
+    pub fn decode(&mut self, isa: Instructions, map: &Map, team: &Team) -> Result<()> {
         self.shape = map.output();
         let [c, h, w] = self.shape;
         (self.timesteps, self.images) = (map.timesteps, map.images);
@@ -122,24 +126,18 @@ impl Events {
         };
         let codes = &mut self.codes[..lines * room];
         let starts = &mut self.starts[..lines * (w + 1)];
-        #[cfg(feature = "threads")]
-        if parallel {
-            use rayon::prelude::*;
-            codes
-                .par_chunks_exact_mut(room)
-                .zip(starts.par_chunks_exact_mut(w + 1))
-                .enumerate()
-                .with_min_len(4)
-                .for_each(|(line, (codes, starts))| fill(line, codes, starts));
-            return Ok(());
-        }
-        let _ = parallel;
-        let all = codes
-            .chunks_exact_mut(room)
-            .zip(starts.chunks_exact_mut(w + 1));
-        for (line, (codes, starts)) in all.enumerate() {
-            fill(line, codes, starts);
-        }
+        let pieces = codes
+            .chunks_mut(LINES * room)
+            .zip(starts.chunks_mut(LINES * (w + 1)))
+            .enumerate();
+        team.share(pieces, |_, (piece, (codes, starts))| {
+            let lines = codes
+                .chunks_exact_mut(room)
+                .zip(starts.chunks_exact_mut(w + 1));
+            for (i, (codes, starts)) in lines.enumerate() {
+                fill(piece * LINES + i, codes, starts);
+            }
+        });
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::events::{Events, Map};
 use super::span;
+use super::team::Team;
 use crate::Reset;
 use crate::counts::LayerCounts;
 use crate::file::{BLOCK, UNIT, padded};
@@ -29,6 +30,9 @@ const SHARED_BYTES: usize = 256 << 10;
 
 /// A tile that keeps its currents between kernel rows takes at most this many bytes.
 const TILE_BYTES: usize = 256 << 10;
+
+/// Pieces of a layer for each thread that shares it, at least.
+const PIECES: usize = 4;
 
 /// What a layer reads.
 pub(super) enum Source<'a> {
@@ -60,8 +64,8 @@ pub(super) struct Task<'a> {
     pub images: usize,
     /// Spikes an input.
     pub share: f64,
-    /// Whether threads share the layer.
-    pub parallel: bool,
+    /// Who shares the layer.
+    pub team: &'a Team,
 }
 
 /// θ and λ of a block's outputs; none for the read-out.
@@ -69,17 +73,6 @@ pub(super) type Constants<'a> = &'a (dyn Fn(usize) -> Option<[&'a [f32]; 2]> + S
 
 /// The neurons of a block.
 type Neurons<'a> = &'a (dyn Fn(usize) -> Option<Neuron<'a>> + Sync);
-
-/// The buffers of this thread.
-fn mine(scratch: &[Mutex<Scratch>]) -> MutexGuard<'_, Scratch> {
-    #[cfg(feature = "threads")]
-    let place = rayon::current_thread_index().unwrap_or(0) % scratch.len();
-    #[cfg(not(feature = "threads"))]
-    let place = 0;
-    scratch[place]
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Task<'_> {
     /// Writes the spikes of all rows, `[block][image·row][timestep][pixel]`.
@@ -111,33 +104,24 @@ impl Task<'_> {
         let [channels, h, w] = self.geometry.output;
         let rows = self.images * h;
         let row = self.timesteps * w;
-        let band_of = |block: usize, first: usize, words: &mut [u64]| {
-            if let Some(neuron) = neuron(block) {
-                self.rows(block, first, words, &neuron, &mut mine(scratch));
-            }
-        };
-        #[cfg(feature = "threads")]
-        if self.parallel {
-            use rayon::prelude::*;
-            let blocks = channels.div_ceil(BLOCK);
+        let blocks = channels.div_ceil(BLOCK);
+        let threads = self.team.threads();
+        let bands = match threads {
+            1 => 1,
             // A few pieces a thread, so that none waits long for another.
-            let bands = (4 * scratch.len()).div_ceil(blocks).min(rows);
-            let band = rows.div_ceil(bands);
-            words
-                .par_chunks_mut(rows * row)
-                .enumerate()
-                .for_each(|(block, words)| {
-                    words
-                        .par_chunks_mut(band * row)
-                        .enumerate()
-                        .for_each(|(i, words)| band_of(block, i * band, words));
-                });
-            return;
-        }
-        let _ = (channels, self.parallel);
-        for (block, words) in words.chunks_mut(rows * row).enumerate() {
-            band_of(block, 0, words);
-        }
+            _ => (PIECES * threads).div_ceil(blocks).min(rows),
+        };
+        let band = rows.div_ceil(bands);
+        let pieces = words.chunks_mut(rows * row).enumerate();
+        let pieces = pieces.flat_map(|(block, words)| {
+            let bands = words.chunks_mut(band * row).enumerate();
+            bands.map(move |(i, words)| (block, i * band, words))
+        });
+        self.team.share(pieces, |me, (block, first, words)| {
+            if let Some(neuron) = neuron(block) {
+                self.rows(block, first, words, &neuron, &mut lock(&scratch[me]));
+            }
+        });
     }
 
     /// A layer of wide blocks, some columns of them at a time.
@@ -150,41 +134,42 @@ impl Task<'_> {
     ) {
         let [channels, h, w] = self.geometry.output;
         let of_block = self.images * self.timesteps * h * w;
+        let threads = self.team.threads();
+        // Pixels of one image read other rows of the weights; those of several read the same, together.
+        let alone = self.images * self.timesteps == 1;
+        let at_once = if alone { 1 } else { of_block };
         let mut columns = self.view.width;
-        let part = |i: usize, columns: usize, words: &mut [u64]| {
-            let from = i * columns;
-            let mut scratch = mine(scratch);
-            let Scratch {
-                tile,
-                potential,
-                halves,
-                ..
-            } = &mut *scratch;
-            let n = (words.len() / of_block * BLOCK).min(padded(channels) - from);
-            let sums = sized(tile, of_block * n);
-            self.wide(events, from, n, sums, halves);
+        // Memory gives long rows faster, so that they are cut only where a thread would have nothing to do.
+        while columns > 2 * BLOCK && of_block / at_once * channels.div_ceil(columns) < threads {
+            columns /= 2;
+        }
+        let mut all = std::mem::take(&mut lock(&scratch[0]).tile);
+        let sums = sized(&mut all, of_block * padded(channels));
+        let parts = sums.chunks_mut(of_block * columns).enumerate();
+        let pieces = parts.flat_map(|(part, sums)| {
+            let n = sums.len() / of_block;
+            let pieces = sums.chunks_mut(at_once * n).enumerate();
+            pieces.map(move |(i, sums)| (part * columns, n, i, sums))
+        });
+        self.team.share(pieces, |me, (from, n, first, sums)| {
+            self.wide(events, from, n, first, sums, &mut lock(&scratch[me]).halves);
+        });
+        let Scratch {
+            tile, potential, ..
+        } = &mut *lock(&scratch[0]);
+        let parts = sums.chunks(of_block * columns);
+        for (part, (sums, words)) in parts
+            .zip(words.chunks_mut(columns / BLOCK * of_block))
+            .enumerate()
+        {
+            let n = sums.len() / of_block;
             for (b, words) in words.chunks_mut(of_block).enumerate() {
-                if let Some(neuron) = neuron(from / BLOCK + b) {
+                if let Some(neuron) = neuron(part * columns / BLOCK + b) {
                     self.fire(&neuron, sums, n, b * BLOCK, words, potential);
                 }
             }
-        };
-        #[cfg(feature = "threads")]
-        if self.parallel {
-            use rayon::prelude::*;
-            while columns > 2 * BLOCK && channels / columns < 2 * scratch.len() {
-                columns /= 2;
-            }
-            words
-                .par_chunks_mut(columns / BLOCK * of_block)
-                .enumerate()
-                .for_each(|(i, words)| part(i, columns, words));
-            return;
         }
-        let _ = &mut columns;
-        for (i, words) in words.chunks_mut(columns / BLOCK * of_block).enumerate() {
-            part(i, columns, words);
-        }
+        *tile = all;
     }
 
     /// Spikes `[image·row][timestep][pixel]` of the block that begins at column `at` of currents `[image][timestep][row][pixel][n]`.
@@ -228,12 +213,14 @@ impl Task<'_> {
         }
     }
 
-    /// Currents of `n` outputs from output `from` on, which lie in one wide block, `[image][timestep][row][pixel][n]`.
+    /// Currents of `n` outputs from output `from` on, which lie in one wide block, `[image][timestep][row][pixel][n]`: of all pixels, or, of
+    /// one image at one timestep, of those from `pixel` on that there is room for.
     fn wide(
         &self,
         events: &Events,
         from: usize,
         n: usize,
+        pixel: usize,
         sums: &mut [f32],
         halves: &mut Vec<i16>,
     ) {
@@ -266,12 +253,10 @@ impl Task<'_> {
             // SAFETY: the session checked the instructions; a code of a window lies `first` behind a row of the matrix.
             unsafe { kernel::add_rows(self.instructions, rows, codes, sums, halves) };
         };
-        let per_line = h * w * n;
-        let lines = sums.len() / per_line;
         let corner = |o: usize| (o * g.stride) as isize - g.padding as isize;
-        if lines == 1 {
-            for (pixel, sums) in sums.chunks_exact_mut(n).enumerate() {
-                let (y, x) = (corner(pixel / w), corner(pixel % w));
+        if self.images * self.timesteps == 1 {
+            for (i, sums) in sums.chunks_exact_mut(n).enumerate() {
+                let (y, x) = (corner((pixel + i) / w), corner((pixel + i) % w));
                 let columns = x.max(0) as usize..((x + g.kernel[1] as isize) as usize).min(iw);
                 for k in 0..g.kernel[0] {
                     let Some(y) = y
@@ -484,17 +469,16 @@ impl Task<'_> {
     /// Scores `[image, class]`, summed over time.
     pub fn read_out(&self, scores: &mut [f32], scratch: &Mutex<Scratch>) {
         let classes = self.geometry.output[0];
-        let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch {
             tile, side, halves, ..
-        } = &mut *scratch;
+        } = &mut *lock(scratch);
         let Source::Events(events) = &self.source else {
             return;
         };
         for from in (0..classes).step_by(self.view.width) {
             let n = self.view.width.min(padded(classes) - from);
             let currents = sized(tile, self.images * self.timesteps * n);
-            self.wide(events, from, n, currents, halves);
+            self.wide(events, from, n, 0, currents, halves);
             let (_, _, bias) = self.view.block(from / self.view.width);
             let outputs = n.min(classes - from);
             let sums = sized(side, n);
@@ -615,6 +599,11 @@ impl Pass<'_> {
             dense(&lines[..n]);
         }
     }
+}
+
+/// A thread's buffers.
+fn lock(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
+    scratch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The first `n` elements of a buffer that grows where it is too small.

@@ -197,7 +197,7 @@ pub fn run_what_loads(file: &[u8], choices: &mut Choices) {
     let options = Options {
         threads: 1,
         instructions: Some(all[choices.below(all.len())]),
-        dense_above: [1., 0., 0.6][choices.below(3)],
+        dense_above: [4., 0., 0.6][choices.below(3)],
         group: 1 + choices.below(3),
         count: choices.below(2) == 0,
     };
@@ -209,7 +209,7 @@ pub fn run_what_loads(file: &[u8], choices: &mut Choices) {
     if session.run(Images::Pixels(&pixels), &mut scores).is_err() {
         return;
     }
-    if options.dense_above == 1. {
+    if options.dense_above == 4. {
         let mut again = vec![0.; classes];
         for (image, scores) in pixels.chunks(size).zip(scores.chunks(classes)) {
             session

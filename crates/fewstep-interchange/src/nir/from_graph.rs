@@ -15,6 +15,9 @@ use super::{DT, ImportOptions, OWN};
 use crate::checkpoint::assemble;
 use crate::{Error, Imported, Notes, Result};
 
+/// Neurons at the end of a network that a read-out may count.
+const MOST_COUNTED: i64 = 4096;
+
 const KNOWN: [&str; 9] = [
     "Input",
     "Output",
@@ -447,6 +450,14 @@ impl<'a> Walk<'a> {
         if !flat && shape[1..] != [1, 1] {
             let reason =
                 format!("it leads to Output with shape {shape:?}, expected a vector of classes");
+            return Err(Error::node(tail, reason));
+        }
+        // As many weights squared: a short file shall not ask for all memory.
+        if shape[0] > MOST_COUNTED {
+            let reason = format!(
+                "it leads to Output with {} neurons, expected at most {MOST_COUNTED}",
+                shape[0]
+            );
             return Err(Error::node(tail, reason));
         }
         let layer = Layer::identity(shape[0]);

@@ -56,6 +56,12 @@ pub fn import(options: &Options) -> Result<()> {
         fewstep_interchange::Error::File { .. } => anyhow::Error::from(e),
         e => anyhow::anyhow!("{}: {e}", options.file.display()),
     })?;
+    if imported.network.units().iter().all(|u| u.neuron.is_none()) {
+        bail!(
+            "{}: expected a spiking network, found one without neurons",
+            options.file.display()
+        );
+    }
     std::fs::create_dir_all(folder)
         .with_context(|| format!("{} can't be made", folder.display()))?;
     let path = folder.join(IMPORTED);

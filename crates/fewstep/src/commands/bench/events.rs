@@ -23,7 +23,7 @@ const RATES: [f64; 7] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5];
 const PRECISIONS: [(&str, Precision); 2] =
     [("fp32", Precision::Float32), ("int8", Precision::Int8)];
 /// Ways to run a layer in the sweep: `dense_above` of the session. Eight-bit weights have no dense way.
-const WAYS: [(&str, f32); 2] = [("events", 1.), ("dense", 0.)];
+const WAYS: [(&str, f32); 2] = [("events", 4.), ("dense", 0.)];
 
 /// Each network, precision and batch; on one thread also VGG16 by spike rate.
 pub(super) fn bench(options: &Options) -> Result<()> {

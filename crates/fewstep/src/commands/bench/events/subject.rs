@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use fewstep_events::{Connection, Dense, Layer, Network as EventNetwork, Shortcut};
+use fewstep_events::Network as EventNetwork;
 use fewstep_iir::percentile;
-use fewstep_spiking::plan::Connection as Planned;
-use fewstep_spiking::{Input, Network, NeuronOptions, Reset, Synapse, zoo};
+use fewstep_spiking::{Input, Network, NeuronOptions, zoo};
 use tch::{Device, Tensor};
 
+use crate::commands::export::events;
 use crate::trained;
 
 /// A network and images to run it on.
@@ -23,6 +23,12 @@ pub(super) struct Subject {
 /// The network of a run's last stage, and the first images of its test split.
 pub(super) fn trained(run: &Path, images: usize) -> Result<Subject> {
     let (trained, data) = trained::open_with_data(run, None, Device::Cpu)?;
+    let (name, steps) = (&trained.network.plan().name, trained.timesteps);
+    ensure!(
+        ["vgg16", "resnet20"].contains(&name.as_str()) && steps == 1,
+        "{}: expected a vgg16 or resnet20 at T = 1, found {name} at T = {steps}",
+        run.display()
+    );
     ensure!(
         data.test().len() >= images,
         "{}: expected at least {images} test images, found {}",
@@ -34,7 +40,7 @@ pub(super) fn trained(run: &Path, images: usize) -> Result<Subject> {
         let image = data.test().image(index)?;
         pixels.extend(image.view().permuted_axes([1, 2, 0]).iter());
     }
-    let mut network = convert(&trained.network, trained.experiment.neuron.reset)?;
+    let mut network = events::network(&trained.network)?;
     network.mean = trained.images.mean;
     network.std = trained.images.std;
     network.timesteps = trained.timesteps as usize;
@@ -92,7 +98,7 @@ impl MadeUp {
                 neuron.threshold.f_copy_(&threshold)?;
             }
         }
-        let mut network = convert(&self.network, Reset::Soft)?;
+        let mut network = events::network(&self.network)?;
         network.mean = vec![MEAN; 3];
         network.std = vec![STD; 3];
         Ok(Subject {
@@ -104,76 +110,4 @@ impl MadeUp {
             ),
         })
     }
-}
-
-/// The network as plain numbers; mean and deviation of its images are the caller's.
-fn convert(network: &Network, reset: Reset) -> Result<EventNetwork> {
-    let plan = network.plan();
-    let layers = network
-        .units()
-        .iter()
-        .zip(&plan.units)
-        .map(|(unit, planned)| {
-            let neuron = |tensor: fn(&fewstep_spiking::Neuron) -> &Tensor| {
-                unit.neuron
-                    .as_ref()
-                    .map_or(Ok(Vec::new()), |n| numbers(tensor(n)))
-            };
-            let shortcut = match planned.shortcut {
-                Some(shortcut) => Some(Shortcut {
-                    from: shortcut.from,
-                    projection: match (&unit.projection, shortcut.projection) {
-                        (Some(synapse), Some(Planned::Conv { stride, .. })) => {
-                            Some((stride as usize, dense(synapse)?))
-                        }
-                        _ => None,
-                    },
-                }),
-                None => None,
-            };
-            Ok(Layer {
-                name: unit.name.clone(),
-                connection: match planned.connection {
-                    Planned::Conv {
-                        kernel,
-                        stride,
-                        padding,
-                        ..
-                    } => Connection::Conv {
-                        kernel: kernel as usize,
-                        stride: stride as usize,
-                        padding: padding as usize,
-                    },
-                    Planned::Linear { .. } => Connection::Linear,
-                },
-                outputs: planned.connection.outputs() as usize,
-                dense: dense(&unit.synapse)?,
-                threshold: neuron(|n| &n.threshold)?,
-                leak: neuron(|n| &n.leak)?,
-                pool: planned.pool,
-                shortcut,
-            })
-        });
-    Ok(EventNetwork {
-        name: plan.name.clone(),
-        input: plan.input.map(|d| d as usize),
-        reset: match reset {
-            Reset::Soft => fewstep_events::Reset::Soft,
-            Reset::Hard => fewstep_events::Reset::Hard,
-            Reset::None => fewstep_events::Reset::None,
-        },
-        layers: layers.collect::<Result<_>>()?,
-        ..EventNetwork::default()
-    })
-}
-
-fn dense(synapse: &Synapse) -> Result<Dense> {
-    Ok(Dense {
-        weight: numbers(&synapse.weight)?,
-        bias: synapse.bias.as_ref().map_or(Ok(Vec::new()), numbers)?,
-    })
-}
-
-fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(Vec::try_from(&tensor.f_flatten(0, -1)?.f_detach()?)?)
 }
