@@ -20,7 +20,11 @@ fn main() -> Result<(), String> {
         .flag("-fno-math-errno")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
+        // What c10d's headers name of gloo.
+        .include("cpp")
+        .define("USE_C10D_GLOO", None)
         .file("cpp/autocast.cpp")
+        .file("cpp/c10d.cpp")
         .file("cpp/neuron.cpp")
         .file("cpp/optim.cpp")
         .file("cpp/transformer.cpp")

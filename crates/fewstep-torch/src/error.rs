@@ -23,6 +23,18 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// An operation of several ranks failed.
+    #[error("rank {rank} of {world}, {what}: {reason}")]
+    Group {
+        /// This process.
+        rank: usize,
+        /// How many there are.
+        world: usize,
+        /// What was being done.
+        what: String,
+        /// Which rank was lost, or what libtorch said.
+        reason: String,
+    },
     /// A tensor or state entry that is missing, extra or of another shape.
     #[error("{0}")]
     Mismatch(String),

@@ -20,6 +20,7 @@
 pub mod checkpoint;
 pub mod device;
 mod error;
+mod group;
 mod library;
 pub mod ops;
 pub mod optim;
@@ -34,5 +35,6 @@ pub const LIBTORCH_VERSION: &str = "2.11.0";
 pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;
 pub use error::{Error, Result};
+pub use group::{Group, Ranks, Reduce, Reducer, Store};
 pub use optim::{LearningRate, Optimiser, OptimiserConfig, ParameterGroup};
 pub use precision::Precision;

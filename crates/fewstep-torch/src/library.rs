@@ -80,6 +80,38 @@ fn try_open_cuda() -> Result<PathBuf, String> {
     Ok(path.clone())
 }
 
+/// `fewstep_nccl` of our library for several ranks on CUDA, which lies beside the binary or beside libtorch.
+pub(crate) fn nccl() -> Result<*mut libc::c_void, String> {
+    const NAME: &str = "libfewstep_nccl.so";
+    static FOUND: OnceLock<Result<usize, String>> = OnceLock::new();
+    let open = || {
+        let beside_binary = std::env::current_exe()
+            .ok()
+            .and_then(|exe| Some(exe.parent()?.to_path_buf()));
+        let folders = [beside_binary, folder()];
+        let path = folders
+            .iter()
+            .flatten()
+            .map(|folder| folder.join(NAME))
+            .find(|path| path.exists())
+            .ok_or_else(|| {
+                format!("{NAME} is not there; it is built where `cargo xtask setup --cuda` has installed NCCL's headers")
+            })?;
+        // SAFETY: our own library; it has no initialisers but libtorch's.
+        unsafe {
+            let library = Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL)
+                .map_err(|e| format!("{} could not be opened: {e}", path.display()))?;
+            let function: *mut libc::c_void = *library
+                .get::<*mut libc::c_void>(b"fewstep_nccl")
+                .map_err(|e| format!("{}: {e}", path.display()))?;
+            std::mem::forget(library);
+            Ok(function as usize)
+        }
+    };
+    let found = FOUND.get_or_init(open).clone();
+    found.map(|address| address as *mut libc::c_void)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
