@@ -5,12 +5,14 @@
 mod common;
 mod config;
 mod data;
+mod distributed;
 mod events;
 mod export;
 mod folder;
 mod front_door;
 mod harmonica;
 mod infer;
+mod jobs;
 mod published;
 mod resume;
 mod run;

@@ -69,6 +69,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         arguments: Vec<OsString>,
     },
+    /// Run a command of fewstep as several ranks on this machine
+    #[command(
+        override_usage = "cargo xtask launch --nproc <N> [--port <PORT>] <COMMAND> [ARGUMENT]...",
+        after_help = "COMMAND and what follows it go to fewstep: run, sample, ...\n\n\
+                      Example: cargo xtask launch --nproc 2 run configs/iir/demo.toml"
+    )]
+    Launch(commands::launch::Options),
     /// Look at data sets, or fetch one
     #[command(
         override_usage = "cargo xtask data <info PATH | fetch NAME> [OPTION]...",
@@ -110,6 +117,7 @@ fn main() -> ExitCode {
         Task::Doctor => commands::doctor::doctor(&checkout),
         Task::Run { arguments } => commands::drive::fewstep(&checkout, Some("run"), &arguments),
         Task::Demo { arguments } => commands::drive::fewstep(&checkout, Some("demo"), &arguments),
+        Task::Launch(options) => commands::launch::launch(&checkout, &options),
         Task::Data { arguments } => commands::drive::fewstep(&checkout, Some("data"), &arguments),
         Task::Other(arguments) => commands::drive::fewstep(&checkout, None, &arguments),
         Task::Test { slow } => commands::test::test(&checkout, slow),

@@ -43,7 +43,7 @@ pub use error::{Error, Result};
 pub use fetch::{FetchProgress, FetchStage, fetch, fetchable};
 pub use folder::FolderOptions;
 pub use info::{Info, SplitInfo, info, info_with};
-pub use loader::{Batch, Epoch, Loader, LoaderOptions};
+pub use loader::{Batch, Epoch, Loader, LoaderOptions, Shard};
 pub use open::{DataSpec, Kind, open};
 pub use split::{stratified_split, stratified_take};
 pub use statistics::{Statistics, statistics};

@@ -1,9 +1,10 @@
 //! Batches of normalised, augmented images, assembled by rayon ahead of the consumer.
 //!
 //! Each sample's randomness is a stream keyed by (seed, epoch, index), so batches do not depend on the number of threads,
-//! on prefetch, or on where an epoch was taken up again.
+//! on prefetch, on where an epoch was taken up again, or on how many processes share them.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -39,6 +40,31 @@ pub struct LoaderOptions {
     pub prefetch: usize,
     /// Batches left out at the start of each [`epoch`](Loader::epoch), the others unchanged. Default: 0.
     pub skip: usize,
+    /// Which images of each batch are made, where several processes work on it. Default: all.
+    pub shard: Shard,
+}
+
+/// One of several processes that share each batch: its part is contiguous, sizes differ by one image at most, and the parts
+/// of ranks 0, 1, … one behind the other are the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// Number of this process, from 0.
+    pub rank: usize,
+    /// Number of processes.
+    pub world: usize,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { rank: 0, world: 1 }
+    }
+}
+
+impl Shard {
+    /// Which of `images` images are this process's; none where there are fewer images than processes.
+    pub fn of(self, images: usize) -> Range<usize> {
+        self.rank * images / self.world..(self.rank + 1) * images / self.world
+    }
 }
 
 impl Default for LoaderOptions {
@@ -52,11 +78,12 @@ impl Default for LoaderOptions {
             seed: 0,
             prefetch: 2,
             skip: 0,
+            shard: Shard::default(),
         }
     }
 }
 
-/// Some images with their labels.
+/// Some images with their labels; none where a [`Shard`] has no part in a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// (N, C, H, W), normalised.
@@ -84,7 +111,7 @@ impl Loader {
     /// A loader over the whole of `dataset`.
     ///
     /// # Errors
-    /// A batch size of 0, an empty data set, statistics for another number of channels or with a deviation that is not
+    /// A batch size of 0, an empty data set, a rank that is not below the world size, statistics for another number of channels or with a deviation that is not
     /// above 0, or an augmentation that does not fit the images.
     pub fn new(dataset: Arc<dyn Dataset>, options: LoaderOptions) -> Result<Self> {
         let wrong = |option, what: String| Err(Error::Option { option, what });
@@ -94,6 +121,13 @@ impl Loader {
         }
         if dataset.is_empty() {
             return wrong("dataset", format!("{} has no images", dataset.name()));
+        }
+        let Shard { rank, world } = options.shard;
+        if rank >= world {
+            return wrong(
+                "shard",
+                format!("has rank {rank} of {world}, expected less"),
+            );
         }
         options.augment.check(dataset.shape())?;
         let Statistics { mean, std } = &options.statistics;
@@ -145,6 +179,12 @@ impl Loader {
         } else {
             images.div_ceil(size)
         }
+    }
+
+    /// Images of batch `batch` of an epoch, those of other ranks included.
+    pub fn images_in(&self, batch: usize) -> usize {
+        let (images, size) = (self.shared.dataset.len(), self.shared.options.batch_size);
+        images.saturating_sub(batch * size).min(size)
     }
 
     /// The batches of epoch `epoch`, in order. Dropping the iterator stops its thread.
@@ -253,6 +293,7 @@ impl Iterator for Plan {
         let size = self.shared.options.batch_size;
         let start = self.next * size;
         let indices = &self.order[start..(start + size).min(self.order.len())];
+        let indices = &indices[self.shared.options.shard.of(indices.len())];
         let made = catch_unwind(AssertUnwindSafe(|| {
             self.shared.assemble(self.epoch, indices)
         }));

@@ -120,6 +120,39 @@ fn an_epoch_taken_up_in_the_middle_goes_on_with_the_same_batches() {
 }
 
 #[test]
+fn the_parts_of_all_ranks_one_behind_the_other_are_the_batches_of_one() {
+    for (images, batch_size, drop_last) in [(50, 16, false), (50, 16, true), (23, 4, false)] {
+        let of = |shard| {
+            let options = LoaderOptions {
+                batch_size,
+                drop_last,
+                shard,
+                ..options()
+            };
+            let loader = Loader::new(synthetic(images), options).unwrap();
+            (batches(&loader, 7), loader)
+        };
+        let (whole, loader) = of(Shard::default());
+        for world in [1, 2, 3, 5, 8, 17] {
+            let parts: Vec<_> = (0..world).map(|rank| of(Shard { rank, world }).0).collect();
+            for (i, batch) in whole.iter().enumerate() {
+                let found: Vec<&Batch> = parts.iter().map(|part| &part[i]).collect();
+                let sizes = found.iter().map(|part| part.labels.len());
+                assert!(sizes.clone().max().unwrap() - sizes.min().unwrap() <= 1);
+                assert_eq!(loader.images_in(i), batch.labels.len());
+                let views: Vec<_> = found.iter().map(|part| part.images.view()).collect();
+                let images = ndarray::concatenate(ndarray::Axis(0), &views).unwrap();
+                assert!(images == batch.images, "{world} ranks, batch {i}");
+                let indices: Vec<_> = found.iter().flat_map(|part| part.indices.clone()).collect();
+                let labels: Vec<_> = found.iter().flat_map(|part| part.labels.clone()).collect();
+                assert_eq!((&indices, &labels), (&batch.indices, &batch.labels));
+            }
+            assert!(parts.iter().all(|part| part.len() == whole.len()));
+        }
+    }
+}
+
+#[test]
 fn without_shuffle_and_augmentation_pixels_are_in_order_and_normalised() {
     let set = synthetic(3);
     let loader = Loader::new(set.clone(), LoaderOptions::default()).unwrap();
@@ -240,6 +273,13 @@ fn options_that_cannot_work_are_named() {
             ..options()
         }),
         "option batch_size: is 0, expected at least 1"
+    );
+    assert_eq!(
+        error(LoaderOptions {
+            shard: Shard { rank: 2, world: 2 },
+            ..options()
+        }),
+        "option shard: has rank 2 of 2, expected less"
     );
     let statistics = Statistics {
         mean: vec![0.5],

@@ -5,6 +5,7 @@
 
 mod config;
 mod embed;
+mod linear;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,6 +19,7 @@ use crate::random::{self, Use};
 use crate::{Error, Result};
 
 pub use config::{Convention, DitConfig, Macs};
+use linear::{CONDITION_ROWS, Linear, kernels_are_fixed};
 
 /// What a [`SubModule`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,18 +85,6 @@ pub struct ComputeAll;
 impl Reuse for ComputeAll {
     fn run(&mut self, _: SubModule, compute: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
         compute()
-    }
-}
-
-#[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Linear {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, &self.bias, Activation::None)?)
     }
 }
 
@@ -419,14 +409,30 @@ impl Dit {
             .f_view([n, c.channels, g, p, g, p])?
             .f_permute([0, 2, 4, 1, 3, 5])?
             .f_reshape([n, g * g, -1])?;
-        let tokens = self.patch.forward(&patches)?.f_add(&self.position)?;
-        let frequencies = embed::timestep(t, c.convention)?.f_to_kind(self.kind())?;
-        let hidden = self.timestep[0].forward(&frequencies)?.f_silu()?;
-        let label = Tensor::f_embedding(&self.labels, y, -1, false, false)?;
-        let condition = self.timestep[1].forward(&hidden)?.f_add(&label)?.f_silu()?;
+        let tokens = self
+            .patch
+            .forward(&patches, Activation::None)?
+            .f_add(&self.position)?;
+        let filled = match kernels_are_fixed(x) {
+            true => (-n).rem_euclid(CONDITION_ROWS),
+            false => 0,
+        };
+        let (t, y) = (
+            t.f_constant_pad_nd([0, filled])?,
+            y.f_constant_pad_nd([0, filled])?,
+        );
+        let frequencies = embed::timestep(&t, c.convention)?.f_to_kind(self.kind())?;
+        let hidden = self.timestep[0].of_conditions(&frequencies)?.f_silu()?;
+        let label = Tensor::f_embedding(&self.labels, &y, -1, false, false)?;
+        let condition = self.timestep[1].of_conditions(&hidden)?;
+        let condition = condition.f_add(&label)?.f_silu()?;
+        let modulation = |layer: &Linear| -> Result<Tensor> {
+            let all = layer.of_conditions(&condition)?;
+            Ok(all.f_narrow(0, 0, n)?.f_unsqueeze(1)?)
+        };
         let mut modules = Vec::with_capacity(2 * self.blocks.len());
         for block in &self.blocks {
-            let all = block.modulation.forward(&condition)?.f_unsqueeze(1)?;
+            let all = modulation(&block.modulation)?;
             let mut parts = all.f_chunk(6, -1)?.into_iter();
             while let (Some(shift), Some(scale), Some(gate)) =
                 (parts.next(), parts.next(), parts.next())
@@ -439,7 +445,7 @@ impl Dit {
                 });
             }
         }
-        let last = self.last_modulation.forward(&condition)?.f_unsqueeze(1)?;
+        let last = modulation(&self.last_modulation)?;
         let mut parts = last.f_chunk(2, -1)?;
         let factor = parts.remove(1).f_add_scalar(1.)?;
         Ok(Prepared {
@@ -476,7 +482,7 @@ impl Dit {
         }
         let (shift, factor) = &prepared.last;
         let x = ops::modulate(&x, shift, factor, embed::NORM_EPS)?;
-        let x = self.last.forward(&x)?;
+        let x = self.last.forward(&x, Activation::None)?;
         let (n, g, p) = (x.size()[0], c.input_size / c.patch, c.patch);
         let x = x.f_view([n, g, g, p, p, c.output_channels()])?;
         let x = x.f_permute([0, 5, 1, 3, 2, 4])?;
@@ -504,7 +510,7 @@ impl Dit {
 impl Block {
     fn attention(&self, x: &Tensor, heads: i64) -> Result<Tensor> {
         let (n, tokens, width) = x.size3()?;
-        let qkv = self.qkv.forward(x)?;
+        let qkv = self.qkv.forward(x, Activation::None)?;
         let qkv = qkv.f_view([n, tokens, 3, heads, width / heads])?;
         let qkv = qkv.f_permute([2, 0, 3, 1, 4])?;
         let out = Tensor::f_scaled_dot_product_attention(
@@ -518,12 +524,12 @@ impl Block {
             false,
         )?;
         let out = out.f_transpose(1, 2)?.f_reshape([n, tokens, width])?;
-        self.projection.forward(&out)
+        self.projection.forward(&out, Activation::None)
     }
 
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = ops::linear(x, &self.fc1.weight, &self.fc1.bias, Activation::Gelu)?;
-        self.fc2.forward(&hidden)
+        let hidden = self.fc1.forward(x, Activation::Gelu)?;
+        self.fc2.forward(&hidden, Activation::None)
     }
 }
 

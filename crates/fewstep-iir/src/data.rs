@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use fewstep_datasets::{
-    Augment, DataSpec, Dataset, ImageShape, Loader, LoaderOptions, Statistics, Subset, statistics,
-    stratified_split, stratified_take,
+    Augment, DataSpec, Dataset, ImageShape, Loader, LoaderOptions, Shard, Statistics, Subset,
+    statistics, stratified_split, stratified_take,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -139,7 +139,7 @@ impl Data {
             });
         }
         // An augmentation that does not fit the images is said here, before anything is written.
-        match data.training(1, seed) {
+        match data.training(1, seed, Shard::default()) {
             Ok(_) => Ok(data),
             Err(Error::Data(fewstep_datasets::Error::Option { option, what }))
                 if ["crop_padding", "cutout", "random_resized_crop"].contains(&option) =>
@@ -187,7 +187,7 @@ impl Data {
     }
 
     /// Training batches, shuffled and augmented; the last one is left out where it is not full (batch norm dislikes a single image).
-    pub(crate) fn training(&self, batch_size: usize, seed: u64) -> Result<Loader> {
+    pub(crate) fn training(&self, batch_size: usize, seed: u64, shard: Shard) -> Result<Loader> {
         let options = LoaderOptions {
             batch_size,
             shuffle: true,
@@ -195,12 +195,18 @@ impl Data {
             augment: self.augment,
             statistics: self.statistics.clone(),
             seed,
+            shard,
             ..LoaderOptions::default()
         };
         Ok(Loader::new(self.train.clone(), options)?)
     }
 
-    pub(crate) fn evaluation(&self, split: Split, batch_size: usize) -> Result<Loader> {
+    pub(crate) fn evaluation(
+        &self,
+        split: Split,
+        batch_size: usize,
+        shard: Shard,
+    ) -> Result<Loader> {
         let set = match split {
             Split::Validation => &self.validation,
             Split::Test => &self.test,
@@ -208,6 +214,7 @@ impl Data {
         let options = LoaderOptions {
             batch_size,
             statistics: self.statistics.clone(),
+            shard,
             ..LoaderOptions::default()
         };
         Ok(Loader::new(set.clone(), options)?)

@@ -4,11 +4,13 @@ use std::time::Instant;
 
 use fewstep_metrics::{EnergyModel, EnergyOptions, EnergyReport, LatencySummary, LayerActivity};
 use fewstep_spiking::{Forward, Input, Mode, Monitor, Network, monitor};
+use fewstep_torch::Group;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::data::{Data, Split, to_tensors};
+use crate::data::{Data, Split};
 use crate::loss::cross_entropy;
+use crate::ranks::{Part, shard};
 use crate::{Error, Result};
 
 /// Accuracy and loss on a split.
@@ -53,13 +55,15 @@ const BATCH: usize = 250;
 /// Images in a batch under `limits.batches`.
 const QUICK_BATCH: usize = 4;
 
-/// Runs the network over a split, or the first `limit` batches of it.
+/// Runs the network over a split, or the first `limit` batches of it, of which each rank takes its part; all of them learn the same. A
+/// monitor must be new.
 pub(crate) fn evaluate(
     network: &Network,
     mode: Mode,
     data: &Data,
     split: Split,
     limit: Option<usize>,
+    group: &Group,
     mut monitor: Option<&mut Monitor>,
 ) -> Result<Evaluation> {
     let _guard = tch::no_grad_guard();
@@ -83,34 +87,52 @@ pub(crate) fn evaluate(
     } else {
         batch
     };
-    let (mut correct, mut loss, mut images) = (0., 0., 0);
-    for batch in data
-        .evaluation(split, batch)?
-        .epoch(0)
-        .take(limit.unwrap_or(usize::MAX))
-    {
-        let (x, y) = to_tensors(&batch?, network.device())?;
+    let loader = data.evaluation(split, batch, shard(group))?;
+    // Right answers, loss, images.
+    let mut sums = [0.; 3];
+    let batches = limit.unwrap_or(usize::MAX);
+    for (i, batch) in loader.epoch(0).take(batches).enumerate() {
+        let part = Part::new(group, &loader, i, &batch?, network.device())?;
+        let n = part.share.images as f64;
+        let seen = sums[2] > 0.;
+        if n == 0. && (seen || monitor.is_none()) {
+            continue;
+        }
         let logits = network
-            .forward(Input::Direct(&x), &options, monitor.as_deref_mut())?
+            .forward(
+                Input::Direct(&part.images),
+                &options,
+                monitor.as_deref_mut(),
+            )?
             .logits;
-        let n = y.size()[0] as usize;
-        correct += logits
+        if let (true, Some(monitor)) = (n == 0., monitor.as_deref_mut()) {
+            // It knows the layers now, which it needs to take part below.
+            monitor.forget()?;
+            continue;
+        }
+        let y = &part.labels;
+        sums[0] += logits
             .f_argmax(-1, false)?
-            .f_eq_tensor(&y)?
+            .f_eq_tensor(y)?
             .f_sum(Kind::Double)?
             .f_double_value(&[])?;
-        loss += cross_entropy(&logits, &y, 0.)?.f_double_value(&[])? * n as f64;
-        images += n;
+        sums[1] += cross_entropy(&logits, y, 0.)?.f_double_value(&[])? * n;
+        sums[2] += n;
     }
-    if images == 0 {
+    group.sum("the figures of an evaluation", &mut sums)?;
+    if let Some(monitor) = monitor {
+        monitor.gather(group)?;
+    }
+    let [correct, loss, images] = sums;
+    if images == 0. {
         return Err(Error::Checkpoint(
             "the split to evaluate on is empty".into(),
         ));
     }
     Ok(Evaluation {
-        accuracy: correct / images as f64,
-        loss: loss / images as f64,
-        images,
+        accuracy: correct / images,
+        loss: loss / images,
+        images: images as usize,
     })
 }
 
@@ -120,6 +142,7 @@ pub(crate) fn probe(
     timesteps: u32,
     data: &Data,
     limit: Option<usize>,
+    group: &Group,
 ) -> Result<Monitor> {
     let mut monitor = Monitor::new();
     evaluate(
@@ -128,6 +151,7 @@ pub(crate) fn probe(
         data,
         Split::Validation,
         limit,
+        group,
         Some(&mut monitor),
     )?;
     Ok(monitor)

@@ -10,7 +10,8 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let data = Data::open(&fewstep_datasets::DataSpec::new("digits", None), 0.15, 0)?;
 //! let recipe = Recipe::default();
-//! let report = fewstep_iir::run(&recipe, &data, std::path::Path::new("checkpoints"), tch::Device::Cpu, &mut Silent)?;
+//! let group = fewstep_torch::Group::alone(); // or of several processes, which then train one network together
+//! let report = fewstep_iir::run(&recipe, &data, std::path::Path::new("checkpoints"), tch::Device::Cpu, &group, &mut Silent)?;
 //! for stage in &report.stages {
 //!     println!("T={} {:.2} %", stage.timesteps, 100. * stage.test_accuracy);
 //! }
@@ -26,6 +27,7 @@ mod loss;
 mod observer;
 mod phase;
 mod pipeline;
+mod ranks;
 mod schedule;
 
 pub use calibrate::{Calibrated, calibrate, percentile};

@@ -1,17 +1,18 @@
 //! One phase of training: epochs, validation, the best weights, and a checkpoint after every epoch from which a killed run goes on to the
-//! same bits.
+//! same bits. Several ranks share each batch.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fewstep_spiking::{Forward, Input, Mode, Monitor, Network};
-use fewstep_torch::{Checkpoint, Optimiser, ParameterGroup, seed};
+use fewstep_torch::{Checkpoint, Group, Optimiser, ParameterGroup, Reducer, seed};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::data::{Data, Split, to_tensors};
+use crate::data::{Data, Split};
 use crate::evaluate::evaluate;
 use crate::loss::{cross_entropy, distillation};
+use crate::ranks::{Part, first_words, shard, spread, told};
 use crate::{Error, Evaluation, Event, Observer, PhaseKind, PhasePlan, Result};
 
 /// How far a phase has come.
@@ -32,6 +33,7 @@ pub(crate) struct Trainer<'a> {
     pub(crate) seed: u64,
     pub(crate) limit: Option<usize>,
     pub(crate) folder: PathBuf,
+    pub(crate) group: &'a Group,
     pub(crate) teacher: Option<&'a Network>,
 }
 
@@ -54,8 +56,17 @@ impl Trainer<'_> {
     }
 
     /// Whether a checkpoint of this phase is there, so that its start need not be prepared again.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.last().exists()
+    pub(crate) fn has_begun(&self) -> Result<bool> {
+        told(self.group, "what is done", || Ok(self.last().exists()))
+    }
+
+    /// Takes up the weights that were best on validation.
+    pub(crate) fn load_best(&self, network: &mut Network) -> Result<()> {
+        let best = self.best();
+        if self.group.leads() {
+            network.load(&load(&best)?.section(""), &best.display().to_string())?;
+        }
+        spread(self.group, "the best weights", network.tensors())
     }
 
     /// Trains the network, or goes on where the checkpoint stopped, and leaves the weights that were best on validation in it.
@@ -66,6 +77,8 @@ impl Trainer<'_> {
     ) -> Result<Progress> {
         let mut optimiser = self.optimiser(network)?;
         let mut progress = self.resume(network, &mut optimiser)?;
+        let parameters: Vec<_> = network.parameters().into_iter().map(|(_, p)| p).collect();
+        let reducer = self.group.reducer(&parameters)?;
         let (name, epochs) = (self.phase.name.as_str(), self.phase.run_epochs);
         let (number, phases) = (self.phase.number, self.phases);
         observer.event(&Event::PhaseStarted {
@@ -78,7 +91,7 @@ impl Trainer<'_> {
         for epoch in progress.epochs_done..epochs {
             let start = Instant::now();
             let (train_loss, learning_rate) =
-                self.epoch(network, &mut optimiser, epoch, observer)?;
+                self.epoch(network, &mut optimiser, reducer.as_ref(), epoch, observer)?;
             progress.train_seconds += start.elapsed().as_secs_f64();
             let mut monitor = Monitor::new();
             let spikes = self.phase.kind != PhaseKind::Ann;
@@ -88,6 +101,7 @@ impl Trainer<'_> {
                 self.data,
                 Split::Validation,
                 self.limit,
+                self.group,
                 spikes.then_some(&mut monitor),
             )?;
             self.check_finite(network, &found, epoch)?;
@@ -95,10 +109,9 @@ impl Trainer<'_> {
             // Later epochs win ties: the learning rate is lower there.
             let best = progress.best.is_none_or(|b| found.accuracy >= b.accuracy);
             if best {
-                self.write(
-                    &self.best(),
-                    Checkpoint::new().with_all("", network.tensors()),
-                )?;
+                self.write(&self.best(), || {
+                    Ok(Checkpoint::new().with_all("", network.tensors()))
+                })?;
                 (progress.best, progress.best_epoch) = (Some(found), epoch + 1);
             }
             (progress.last, progress.epochs_done) = (Some(found), epoch + 1);
@@ -115,20 +128,16 @@ impl Trainer<'_> {
                 best,
                 seconds,
             })?;
-            let state = Checkpoint::new()
-                .with_all("network.", network.tensors())
-                .with_all("optimiser.", optimiser.state())
-                .with_string(
-                    "progress",
-                    serde_json::to_string(&progress)
-                        .map_err(|e| Error::Checkpoint(e.to_string()))?,
-                );
-            self.write(&self.last(), state)?;
+            self.write(&self.last(), || {
+                let progress = serde_json::to_string(&progress)
+                    .map_err(|e| Error::Checkpoint(e.to_string()))?;
+                Ok(Checkpoint::new()
+                    .with_all("network.", network.tensors())
+                    .with_all("optimiser.", optimiser.state())
+                    .with_string("progress", progress))
+            })?;
         }
-        network.load(
-            &load(&self.best())?.section(""),
-            &self.best().display().to_string(),
-        )?;
+        self.load_best(network)?;
         Ok(progress)
     }
 
@@ -157,22 +166,30 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn write(&self, path: &Path, checkpoint: Checkpoint) -> Result<()> {
-        Ok(checkpoint.save(path)?)
+    fn write(&self, path: &Path, checkpoint: impl FnOnce() -> Result<Checkpoint>) -> Result<()> {
+        if self.group.leads() {
+            checkpoint()?.save(path)?;
+        }
+        Ok(())
     }
 
     fn resume(&self, network: &mut Network, optimiser: &mut Optimiser) -> Result<Progress> {
-        let path = self.last();
-        remove_torn(&self.folder);
-        if !path.exists() {
-            std::fs::create_dir_all(&self.folder)
-                .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
-            return Ok(Progress::default());
-        }
-        let saved = load(&path)?;
-        let progress = progress_of(&saved, &path)?;
-        network.load(&saved.section("network."), &path.display().to_string())?;
-        optimiser.load_state(&saved.section("optimiser."))?;
+        let progress = told(self.group, "what is done", || {
+            let path = self.last();
+            remove_torn(&self.folder);
+            if !path.exists() {
+                std::fs::create_dir_all(&self.folder)
+                    .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
+                return Ok(Progress::default());
+            }
+            let saved = load(&path)?;
+            let progress = progress_of(&saved, &path)?;
+            network.load(&saved.section("network."), &path.display().to_string())?;
+            optimiser.load_state(&saved.section("optimiser."))?;
+            Ok(progress)
+        })?;
+        spread(self.group, "the weights", network.tensors())?;
+        spread(self.group, "the optimiser's state", optimiser.state())?;
         Ok(progress)
     }
 
@@ -207,6 +224,7 @@ impl Trainer<'_> {
         &self,
         network: &mut Network,
         optimiser: &mut Optimiser,
+        reducer: Option<&Reducer>,
         epoch: u32,
         observer: &mut dyn Observer,
     ) -> Result<(f64, f64)> {
@@ -219,6 +237,7 @@ impl Trainer<'_> {
         let loader = self.data.training(
             t.batch_size,
             seed::derive(self.seed, &[2, self.phase.number]),
+            shard(self.group),
         )?;
         let batches = loader
             .batches_per_epoch()
@@ -231,23 +250,30 @@ impl Trainer<'_> {
         };
         let (mut sum, mut rate) = (0., 0.);
         for (i, batch) in loader.epoch(u64::from(epoch)).take(batches).enumerate() {
-            let (x, y) = to_tensors(&batch?, network.device())?;
+            let part = Part::new(self.group, &loader, i, &batch?, network.device())?;
             let loss = t
                 .precision
-                .run(network.device(), || self.loss(network, &options, &x, &y))?;
-            let value = loss.f_double_value(&[])?;
+                .run(network.device(), || self.loss(network, &options, &part))?;
+            let own = loss.f_double_value(&[])?;
+            let mut mean = [own * part.weight()];
+            self.group.sum("the loss", &mut mean)?;
+            let [value] = mean;
             if !value.is_finite() {
-                return Err(self.not_finite(network, &options, &x, value, epoch, i)?);
+                let at_fault = (!own.is_finite()).then_some(&part.images);
+                return Err(self.not_finite(network, &options, at_fault, value, epoch, i)?);
             }
             if i % t.accumulate == 0 {
                 optimiser.zero_grad();
             }
             // The last step of an epoch may have fewer batches to its mean.
             let of_step = t.accumulate.min(batches - i / t.accumulate * t.accumulate);
-            (loss / of_step as f64).f_backward()?;
+            let steps = (i + 1) % t.accumulate == 0 || i + 1 == batches;
+            // The mean over ranks of this is the mean over the batch.
+            let share = part.weight() * self.group.world() as f64;
+            self.backward(&(loss * share / of_step as f64), reducer.filter(|_| steps))?;
             let done = f64::from(epoch) + i as f64 / batches as f64;
             rate = t.learning_rate * t.schedule.factor(done, t.epochs);
-            if (i + 1) % t.accumulate == 0 || i + 1 == batches {
+            if steps {
                 optimiser.step(rate)?;
                 network.constrain()?;
             }
@@ -264,15 +290,26 @@ impl Trainer<'_> {
         Ok((sum / batches.max(1) as f64, rate))
     }
 
-    /// The loss of one batch.
-    fn loss(&self, network: &Network, options: &Forward, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        let out = network.forward(Input::Direct(x), options, None)?;
+    /// Adds to the gradients; with a reducer, they are then the mean over ranks.
+    fn backward(&self, loss: &Tensor, reducer: Option<&Reducer>) -> Result<()> {
+        match reducer {
+            Some(reducer) => reducer.backward(loss)?,
+            None => loss
+                .f_backward()
+                .map_err(|e| self.group.explain("the statistics of batch norm", e.into()))?,
+        }
+        Ok(())
+    }
+
+    /// The loss of one batch, mean over this rank's part.
+    fn loss(&self, network: &Network, options: &Forward, part: &Part) -> Result<Tensor> {
+        let x = Input::Direct(&part.images);
+        let out = network.forward_share(x, options, part.share)?;
         let logits = out.logits.f_to_kind(Kind::Float)?;
-        let mut loss = cross_entropy(&logits, y, self.phase.training.label_smoothing)?;
+        let smoothing = self.phase.training.label_smoothing;
+        let mut loss = cross_entropy(&logits, &part.labels, smoothing)?;
         if let (Some(d), Some(teacher)) = (self.phase.distillation, self.teacher) {
-            let target =
-                tch::no_grad(|| teacher.forward(Input::Direct(x), &Forward::analog(), None))?
-                    .logits;
+            let target = tch::no_grad(|| teacher.forward(x, &Forward::analog(), None))?.logits;
             loss += distillation(&logits, &target, d.temperature)? * d.weight;
         }
         if let Some(operations) = &out.operations {
@@ -281,19 +318,20 @@ impl Trainer<'_> {
         Ok(loss)
     }
 
-    /// Says where a loss that is no number begins: in a parameter, or in the first layer whose potential is not finite.
+    /// Says where a loss that is no number begins: in a parameter, or in the first layer whose potential is not finite. `images` are those
+    /// of a rank whose own loss is none; all ranks say the same.
     fn not_finite(
         &self,
         network: &Network,
         options: &Forward,
-        x: &Tensor,
+        images: Option<&Tensor>,
         loss: f64,
         epoch: u32,
         batch: usize,
     ) -> Result<Error> {
         let _guard = tch::no_grad_guard();
         let mut place = non_finite_parameter(network)?;
-        if place.is_none() {
+        if let (None, Some(x)) = (&place, images) {
             let mut monitor = Monitor::new();
             network.forward(
                 Input::Direct(x),
@@ -307,10 +345,11 @@ impl Trainer<'_> {
             place = monitor
                 .first_non_finite_layer()
                 .map(|l| format!("layer `{l}` is the first whose potential is not finite"));
+            if place.is_none() && x.f_isfinite()?.f_all()?.f_double_value(&[])? == 0. {
+                place = Some("the images are not finite".into());
+            }
         }
-        if place.is_none() && x.f_isfinite()?.f_all()?.f_double_value(&[])? == 0. {
-            place = Some("the images are not finite".into());
-        }
+        let place = first_words(self.group, place)?;
         let place = place.unwrap_or_else(|| "the read-out overflows".into());
         Ok(Error::NotFinite {
             stage: self.phase.name.clone(),
@@ -336,6 +375,7 @@ impl Trainer<'_> {
                 self.data,
                 Split::Validation,
                 Some(1),
+                self.group,
                 Some(&mut monitor),
             )?;
             place = monitor

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use fewstep_datasets::Shard;
 use fewstep_metrics::{EnergyReport, LatencySummary};
 use fewstep_spiking::{Mode, Monitor, Network};
-use fewstep_torch::{Checkpoint, checkpoint::write_atomically, seed};
+use fewstep_torch::{Checkpoint, Group, checkpoint::write_atomically, seed};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::{Device, Tensor};
 
@@ -13,6 +14,7 @@ use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
 use crate::fold::fold_batch_norm;
 use crate::phase::{Trainer, load, mode, remove_torn};
+use crate::ranks::{spread, told};
 use crate::{
     Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result,
 };
@@ -96,13 +98,18 @@ pub struct StageResult {
 
 /// Follows a recipe. `folder` takes the checkpoints: what is complete there is not trained again, what is half done goes on.
 ///
+/// Each rank of `group` must be given the same recipe and data. They share every batch (batch norm and dropout are those of the whole), so
+/// that the weights are those of one process but for the order of sums, as with another number of threads: the last bit of float32, until a
+/// spike flips. Only rank 0 touches the folder, and a run may go on with another number of ranks.
+///
 /// # Errors
-/// An impossible recipe, damaged data or checkpoints, a loss that is no number, a dead network, a full disk.
+/// An impossible recipe, damaged data or checkpoints, a loss that is no number, a dead network, a full disk, a lost rank.
 pub fn run(
     recipe: &Recipe,
     data: &Data,
     folder: &Path,
     device: Device,
+    group: &Group,
     observer: &mut dyn Observer,
 ) -> Result<Report> {
     let phases = recipe.phases()?;
@@ -111,6 +118,7 @@ pub fn run(
         data,
         folder,
         device,
+        group,
         phases: &phases,
     }
     .run(observer)
@@ -121,6 +129,7 @@ struct Pipeline<'a> {
     data: &'a Data,
     folder: &'a Path,
     device: Device,
+    group: &'a Group,
     phases: &'a [PhasePlan],
 }
 
@@ -195,6 +204,7 @@ impl Pipeline<'_> {
             seed,
             limit,
             folder: self.folder.join(&phase.name),
+            group: self.group,
             teacher,
         }
     }
@@ -209,11 +219,10 @@ impl Pipeline<'_> {
         let mut network = Network::new(self.plan()?, self.device)?;
         let trainer = self.trainer(phase, None);
         let result = trainer.folder.join("result.json");
-        let before = read_result::<AnnResult>(&result)?;
+        let before = self.result_before::<AnnResult>(&result)?;
         let progress = match before {
             Some(_) => {
-                let best = trainer.folder.join("best.safetensors");
-                network.load(&load(&best)?.section(""), &best.display().to_string())?;
+                trainer.load_best(&mut network)?;
                 None
             }
             None => Some(trainer.train(&mut network, observer)?),
@@ -228,7 +237,17 @@ impl Pipeline<'_> {
             (None, progress) => {
                 let progress = progress.unwrap_or_default();
                 let limit = self.recipe.limits.batches;
-                let test = |n| evaluate(n, Mode::Analog, self.data, Split::Test, limit, None);
+                let test = |n| {
+                    evaluate(
+                        n,
+                        Mode::Analog,
+                        self.data,
+                        Split::Test,
+                        limit,
+                        self.group,
+                        None,
+                    )
+                };
                 let found = AnnResult {
                     val_accuracy: progress.best.map_or(0., |b| b.accuracy),
                     test_accuracy: test(&network)?.accuracy,
@@ -237,9 +256,9 @@ impl Pipeline<'_> {
                     epochs: progress.epochs_done,
                     best_epoch: progress.best_epoch,
                     train_seconds: progress.train_seconds,
-                    latency_ms: latency(&converted, Mode::Analog, &self.one_image()?)?,
+                    latency_ms: self.latency(&converted, Mode::Analog)?,
                 };
-                write_result(&result, &found)?;
+                self.write_result(&result, &found)?;
                 found
             }
         };
@@ -259,12 +278,19 @@ impl Pipeline<'_> {
         timesteps: u32,
     ) -> Result<Vec<Calibrated>> {
         let path = self.folder.join(format!("calibrated-{name}.safetensors"));
-        if path.exists() {
+        let what = "the thresholds";
+        let before: Option<Vec<Calibrated>> = told(self.group, what, || {
+            if !path.exists() {
+                return Ok(None);
+            }
             let saved = load(&path)?;
             network.load(&saved.section("network."), &path.display().to_string())?;
-            let text = saved.string("thresholds").unwrap_or_default();
-            return serde_json::from_str(text)
-                .map_err(|e| Error::Checkpoint(format!("{}: {e}", path.display())));
+            serde_json::from_str(saved.string("thresholds").unwrap_or_default())
+                .map_err(|e| Error::Checkpoint(format!("{}: {e}", path.display())))
+        })?;
+        if let Some(before) = before {
+            spread(self.group, what, network.tensors())?;
+            return Ok(before);
         }
         let setting = &self.recipe.calibration;
         let (images, timesteps) = match self.recipe.limits.batches {
@@ -275,16 +301,19 @@ impl Pipeline<'_> {
         let loader = self.data.training(
             images.min(self.data.counts().0),
             seed::derive(self.recipe.seed, &[3]),
+            Shard::default(),
         )?;
         let batch = loader.epoch(0).next().ok_or_else(|| {
             Error::Checkpoint("there are no training images to calibrate on".into())
         })??;
-        let found = calibrate(
-            network,
-            &to_tensors(&batch, self.device)?.0,
-            setting,
-            timesteps,
-        )?;
+        // A percentile has no parts to sum: every rank looks at all of these images, and takes the thresholds of rank 0.
+        let images = to_tensors(&batch, self.device)?.0;
+        let found = calibrate(network, &images, setting, timesteps)?;
+        spread(self.group, what, network.tensors())?;
+        let found = told(self.group, what, || Ok(found))?;
+        if !self.group.leads() {
+            return Ok(found);
+        }
         let text = serde_json::to_string(&found).map_err(|e| Error::Checkpoint(e.to_string()))?;
         std::fs::create_dir_all(self.folder)
             .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
@@ -305,9 +334,8 @@ impl Pipeline<'_> {
     ) -> Result<StageResult> {
         let trainer = self.trainer(phase, phase.distillation.map(|_| teacher));
         let path = trainer.folder.join("result.json");
-        if let Some(found) = read_result::<StageResult>(&path)? {
-            let best = trainer.folder.join("best.safetensors");
-            network.load(&load(&best)?.section(""), &best.display().to_string())?;
+        if let Some(found) = self.result_before::<StageResult>(&path)? {
+            trainer.load_best(network)?;
             self.tell_end(&found, observer)?;
             return Ok(found);
         }
@@ -317,8 +345,9 @@ impl Pipeline<'_> {
                 phase.name
             )));
         };
-        if !trainer.has_begun() {
-            let monitor = probe(network, timesteps, self.data, self.recipe.limits.batches)?;
+        if !trainer.has_begun()? {
+            let limit = self.recipe.limits.batches;
+            let monitor = probe(network, timesteps, self.data, limit, self.group)?;
             trainer.check_alive(network, &monitor)?;
             for message in monitor.warnings()? {
                 observer.event(&Event::Warning {
@@ -336,6 +365,7 @@ impl Pipeline<'_> {
             self.data,
             Split::Test,
             limit,
+            self.group,
             Some(&mut monitor),
         )?;
         let val_accuracy = progress.best.map_or(0., |b| b.accuracy);
@@ -364,13 +394,13 @@ impl Pipeline<'_> {
             epochs: progress.epochs_done,
             best_epoch: progress.best_epoch,
             train_seconds: progress.train_seconds,
-            latency_ms: latency(network, mode(phase.kind), &self.one_image()?)?,
+            latency_ms: self.latency(network, mode(phase.kind))?,
             thresholds: means(&|n| n.threshold.shallow_clone())?,
             leaks: means(&|n| n.leak.shallow_clone())?,
             warnings: monitor.warnings()?,
             layers,
         };
-        write_result(&path, &found)?;
+        self.write_result(&path, &found)?;
         self.tell_end(&found, observer)?;
         Ok(found)
     }
@@ -407,13 +437,31 @@ impl Pipeline<'_> {
         Ok(other)
     }
 
-    fn one_image(&self) -> Result<Tensor> {
-        let loader = self.data.evaluation(Split::Validation, 1)?;
-        let batch = loader
-            .epoch(0)
-            .next()
-            .ok_or_else(|| Error::Checkpoint("the validation split is empty".into()))??;
-        Ok(to_tensors(&batch, self.device)?.0)
+    /// Measured by rank 0, while the others wait.
+    fn latency(&self, network: &Network, mode: Mode) -> Result<LatencySummary> {
+        told(self.group, "the latency", || {
+            let loader = self
+                .data
+                .evaluation(Split::Validation, 1, Shard::default())?;
+            let batch = loader
+                .epoch(0)
+                .next()
+                .ok_or_else(|| Error::Checkpoint("the validation split is empty".into()))??;
+            latency(network, mode, &to_tensors(&batch, self.device)?.0)
+        })
+    }
+
+    fn result_before<T: Serialize + DeserializeOwned>(&self, path: &Path) -> Result<Option<T>> {
+        told(self.group, "what is done", || read_result(path))
+    }
+
+    fn write_result(&self, path: &Path, result: &impl Serialize) -> Result<()> {
+        if !self.group.leads() {
+            return Ok(());
+        }
+        let text =
+            serde_json::to_string_pretty(result).map_err(|e| Error::Checkpoint(e.to_string()))?;
+        Ok(write_atomically(path, text.as_bytes())?)
     }
 }
 
@@ -428,10 +476,4 @@ fn read_result<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::Checkpoint(format!("{}: {e}", path.display()))),
     }
-}
-
-fn write_result(path: &Path, result: &impl Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(result).map_err(|e| Error::Checkpoint(e.to_string()))?;
-    Ok(write_atomically(path, text.as_bytes())?)
 }

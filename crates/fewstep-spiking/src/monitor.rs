@@ -1,5 +1,6 @@
 //! What a network does while it runs: spike rates per layer, timestep and channel, and the membrane potential.
 
+use fewstep_torch::{Group, Reduce};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -112,6 +113,44 @@ impl Monitor {
             l.max = l.max.max(max);
             l.count += count;
             l.finite &= finite;
+        }
+        Ok(())
+    }
+
+    /// Forgets the images, and keeps the layers: for a process whose images were stand-ins.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn forget(&mut self) -> Result<()> {
+        for l in &mut self.layers {
+            let _ = l.activity.f_zero_()?;
+            (l.images, l.sum, l.squares, l.count) = (0., 0., 0., 0.);
+            (l.min, l.max, l.finite) = (f64::INFINITY, f64::NEG_INFINITY, true);
+        }
+        Ok(())
+    }
+
+    /// Puts together what each process of a group has seen of the same network.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    pub fn gather(&mut self, group: &Group) -> Result<()> {
+        if group.world() == 1 {
+            return Ok(());
+        }
+        let what = "what the layers did";
+        for l in &mut self.layers {
+            group.all_reduce(what, &l.activity, Reduce::Sum)?;
+            let broken = f64::from(u8::from(!l.finite));
+            let mut numbers = [l.images, l.sum, l.squares, l.count, broken];
+            group.sum(what, &mut numbers)?;
+            let [images, sum, squares, count, broken] = numbers;
+            (l.images, l.sum, l.squares, l.count) = (images, sum, squares, count);
+            l.finite = broken == 0.;
+            let ends = Tensor::f_from_slice(&[-l.min, l.max])?.f_to_device(l.activity.device())?;
+            group.all_reduce(what, &ends, Reduce::Max)?;
+            let ends = Vec::<f64>::try_from(ends)?;
+            (l.min, l.max) = (-ends[0], ends[1]);
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! Layer by layer over all timesteps: activations are `[T·N, C, H, W]`, so that a convolution sees one large batch and a neuron one
 //! sweep over T. With direct encoding the first layer's current is the same at every timestep and is computed once.
 
+mod pass;
+mod share;
 mod synapse;
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,8 @@ use tch::{Device, Kind, Tensor};
 use crate::plan::{Connection, Plan};
 use crate::{Error, Monitor, Neuron, NeuronOptions, Result};
 
+pub use pass::{Forward, Input, Mode, Output};
+pub use share::Share;
 pub use synapse::{BatchNorm, Synapse};
 
 /// One layer of the network.
@@ -27,71 +31,6 @@ pub struct Unit {
     pub projection: Option<Synapse>,
     /// Its neurons, after [`Network::add_neurons`]; the read-out has none.
     pub neuron: Option<Neuron>,
-}
-
-/// What enters the network.
-#[derive(Debug, Clone, Copy)]
-pub enum Input<'a> {
-    /// Direct encoding: images `[N, C, H, W]`, the same current at every timestep.
-    Direct(&'a Tensor),
-    /// Encoded images `[T, N, C, H, W]`.
-    Encoded(&'a Tensor),
-}
-
-/// How the network runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// As an artificial network with ReLU.
-    Analog,
-    /// As a spiking network over this many timesteps.
-    Spiking {
-        /// T, at least 1.
-        timesteps: u32,
-    },
-}
-
-/// Options of one forward pass.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Forward {
-    /// How the network runs.
-    pub mode: Mode,
-    /// Batch norm uses and updates the statistics of the batch.
-    pub train: bool,
-    /// Probability that an activation is dropped; one mask for all timesteps. 0 outside training.
-    pub dropout: f64,
-    /// Also return [`Output::operations`].
-    pub operations: bool,
-}
-
-impl Forward {
-    /// Evaluation in this mode: running statistics, no dropout.
-    pub fn evaluation(mode: Mode) -> Self {
-        Self {
-            mode,
-            train: false,
-            dropout: 0.,
-            operations: false,
-        }
-    }
-
-    /// Evaluation as a spiking network.
-    pub fn spiking(timesteps: u32) -> Self {
-        Self::evaluation(Mode::Spiking { timesteps })
-    }
-
-    /// Evaluation as an artificial network.
-    pub fn analog() -> Self {
-        Self::evaluation(Mode::Analog)
-    }
-}
-
-/// What a forward pass returns.
-#[derive(Debug)]
-pub struct Output {
-    /// `[N, classes]`: the read-out's current, summed over T and not divided by it.
-    pub logits: Tensor,
-    /// A scalar with gradient: accumulates behind the first layer as a share of its dense MACs, summed over T.
-    pub operations: Option<Tensor>,
 }
 
 /// A network of [`Unit`]s.
@@ -112,6 +51,8 @@ struct Extras<'a> {
     current_of: Option<usize>,
     /// Return what enters the read-out instead of logits.
     features: bool,
+    /// Which part of a batch this is.
+    share: Option<Share<'a>>,
 }
 
 impl Network {
@@ -271,6 +212,19 @@ impl Network {
         )
     }
 
+    /// Logits for this process's part of a batch: [`Network::forward`] as if one process had the whole of it. Every process of the
+    /// group must call it.
+    ///
+    /// # Errors
+    /// As [`Network::forward`]; another process is gone.
+    pub fn forward_share(&self, input: Input, options: &Forward, share: Share) -> Result<Output> {
+        let extras = Extras {
+            share: (share.group.world() > 1).then_some(share),
+            ..Extras::default()
+        };
+        self.run(input, options, extras)
+    }
+
     /// What enters the read-out, `[N, features]`, of the artificial network: features to compare sets of images by.
     ///
     /// # Errors
@@ -321,6 +275,7 @@ impl Network {
             .collect();
 
         let fed = self.shares_fed();
+        let (train, share) = (options.train, extras.share);
 
         for (i, (unit, planned)) in self.units.iter().zip(&self.plan.units).enumerate() {
             if matches!(planned.connection, Connection::Linear { .. }) && x.dim() > 2 {
@@ -344,18 +299,18 @@ impl Network {
                     });
                 }
                 return Ok(Output {
-                    logits: unit.synapse.apply(&summed, options.train)?,
+                    logits: unit.synapse.apply(&summed, train, share)?,
                     operations,
                 });
             }
-            let mut current = unit.synapse.apply(&x, options.train)?;
+            let mut current = unit.synapse.apply(&x, train, share)?;
             if let Some(shortcut) = planned.shortcut {
                 let source = outputs
                     .get(shortcut.from)
                     .and_then(Option::as_ref)
                     .ok_or_else(|| Error::State("a shortcut from nowhere".into()))?;
                 current = match &unit.projection {
-                    Some(p) => current + p.apply(source, options.train)?,
+                    Some(p) => current + p.apply(source, train, share)?,
                     None => current + source,
                 };
             }
@@ -376,7 +331,7 @@ impl Network {
                     None => share,
                 });
             }
-            x = self.after(i, activation, options.dropout)?;
+            x = self.after(i, activation, options.dropout, share)?;
             outputs.push(keep.contains(&i).then(|| x.shallow_clone()));
         }
         Err(Error::State("the plan has no read-out".into()))
@@ -474,7 +429,13 @@ impl Network {
     }
 
     /// Pool or dropout behind an activation `[T, N, C, …]`; returns `[T·N, C, …]`.
-    fn after(&self, i: usize, activation: Tensor, dropout: f64) -> Result<Tensor> {
+    fn after(
+        &self,
+        i: usize,
+        activation: Tensor,
+        dropout: f64,
+        share: Option<Share>,
+    ) -> Result<Tensor> {
         let planned = &self.plan.units[i];
         if planned.pool {
             return Ok(activation.f_flatten(0, 1)?.f_avg_pool2d(
@@ -488,13 +449,18 @@ impl Network {
         }
         if planned.dropout && dropout > 0. {
             let mut shape = activation.size();
+            let images = shape[1];
             shape[0] = 1;
-            let mask = Tensor::f_full(
+            shape[1] = share.map_or(images, |s| s.batch);
+            let mut mask = Tensor::f_full(
                 &shape,
                 1. - dropout,
                 (activation.kind(), activation.device()),
             )?
             .f_bernoulli()?;
+            if let Some(share) = share {
+                mask = share.rows(&mask, images)?;
+            }
             return Ok((activation * (mask / (1. - dropout))).f_flatten(0, 1)?);
         }
         Ok(activation.f_flatten(0, 1)?)

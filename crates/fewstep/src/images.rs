@@ -9,11 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use ndarray::{Array3, ArrayView3, ArrayView4, s};
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, s};
 
 use fewstep_torch::checkpoint::write_atomically;
 
-pub use npz::NpzWriter;
+pub use npz::{NpzWriter, read_images, read_latents};
 
 /// A grid shows each image at least this large.
 const READABLE: usize = 64;
@@ -63,6 +63,14 @@ pub enum ImagesError {
         /// The file.
         path: PathBuf,
         /// What the system says.
+        reason: String,
+    },
+    /// The file cannot be read, or holds something else.
+    #[error("{path} could not be read: {reason}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// The picture cannot be turned into PNG.
@@ -196,6 +204,42 @@ pub fn write_folder(
             .map_err(|error| file_error(&path, error))?;
     }
     Ok(())
+}
+
+/// The images that [`write_folder`] wrote, where `shape` is `[N, height, width, channels]`.
+///
+/// # Errors
+/// One is missing, damaged or of another shape.
+pub fn read_folder(
+    folder: &Path,
+    first: usize,
+    shape: [usize; 4],
+) -> Result<Array4<u8>, ImagesError> {
+    let [count, height, width, channels] = shape;
+    let mut all = Array4::zeros(shape);
+    for (index, mut place) in (0..count).zip(all.axis_iter_mut(Axis(0))) {
+        let path = folder.join(format!("{:06}.png", first + index));
+        let wrong = |reason: String| ImagesError::Unreadable {
+            path: path.clone(),
+            reason,
+        };
+        let read = image::open(&path).map_err(|error| wrong(error.to_string()))?;
+        let found = [
+            read.height() as usize,
+            read.width() as usize,
+            usize::from(read.color().channel_count()),
+        ];
+        let [h, w, c] = found;
+        match ArrayView3::from_shape((h, w, c), read.as_bytes()) {
+            Ok(pixels) if found == [height, width, channels] => place.assign(&pixels),
+            _ => {
+                return Err(wrong(format!(
+                    "expected {height}×{width} pixels of {channels} channels, found {h}×{w} of {c}"
+                )));
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn check_channels(found: usize) -> Result<(), ImagesError> {

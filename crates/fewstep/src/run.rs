@@ -34,6 +34,7 @@ use fewstep_torch::checkpoint::write_atomically;
 
 use crate::tensorboard::{self, EventWriter};
 
+pub(crate) use config_diff::first_difference;
 pub use error::RunError;
 use events::EventLog;
 

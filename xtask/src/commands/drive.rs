@@ -1,11 +1,13 @@
-//! Builds the `fewstep` binary and hands over to it.
+//! Builds the `fewstep` binary, hands over to it, or says where it is.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure as must};
+use serde_json::Value;
 
 use crate::checkout::Checkout;
 use crate::libtorch::ensure;
@@ -30,9 +32,37 @@ pub fn fewstep(
 
 /// `cargo run -p fewstep --`, silent where there is nothing much to build.
 pub fn command(checkout: &Checkout) -> Result<Command> {
+    let mut cargo = cargo(checkout, "run")?;
+    cargo.arg("--");
+    Ok(cargo)
+}
+
+/// Builds the binary and says where cargo put it, for those who start it more than once.
+pub fn program(checkout: &Checkout) -> Result<PathBuf> {
+    ensure(checkout, false, false)?;
+    let output = cargo(checkout, "build")?
+        .args(["--bin", "fewstep"])
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    must!(
+        output.status.success(),
+        "fewstep does not build; cargo has said why"
+    );
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "fewstep")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo has built fewstep and did not say where it is")
+}
+
+/// `cargo WORD --package fewstep` from the user's folder.
+fn cargo(checkout: &Checkout, word: &str) -> Result<Command> {
     let mut cargo = checkout.cargo();
     cargo.current_dir(env::current_dir().context("the current folder is gone")?);
-    cargo.arg("run");
+    cargo.arg(word);
     if checkout.target().join("debug/fewstep").exists() {
         cargo.arg("--quiet");
     } else {
@@ -41,6 +71,6 @@ pub fn command(checkout: &Checkout) -> Result<Command> {
     cargo
         .arg("--manifest-path")
         .arg(checkout.root.join("Cargo.toml"));
-    cargo.args(["--package", "fewstep", "--"]);
+    cargo.args(["--package", "fewstep"]);
     Ok(cargo)
 }

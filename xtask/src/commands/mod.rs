@@ -4,6 +4,7 @@ pub mod bench;
 pub mod ci;
 pub mod doctor;
 pub mod drive;
+pub mod launch;
 mod licences;
 pub mod setup;
 pub mod test;

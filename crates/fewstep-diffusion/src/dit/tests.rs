@@ -86,3 +86,50 @@ fn latents_of_another_size_and_impossible_shapes_are_refused_in_words() {
         )
     );
 }
+
+/// The same 67 samples, so many at a time.
+fn in_batches(dit: &Dit, size: i64) -> Tensor {
+    let _guard = tch::no_grad_guard();
+    let c = dit.config();
+    let mut rng = random::generator(0, Use::Training, &[]);
+    let shape = [67, c.channels, c.input_size, c.input_size];
+    let x = random::normal(&mut rng, &shape).unwrap();
+    let y = random::integers(&mut rng, 67, c.classes).unwrap();
+    let batches = (0..67).step_by(size as usize).map(|first| {
+        let n = size.min(67 - first);
+        let t = Tensor::full([n], 333., (Kind::Float, Device::Cpu));
+        dit.forward(
+            &x.narrow(0, first, n),
+            &t,
+            &y.narrow(0, first, n),
+            &mut ComputeAll,
+        )
+        .unwrap()
+    });
+    Tensor::cat(&batches.collect::<Vec<_>>(), 0)
+}
+
+#[test]
+fn a_sample_is_bitwise_the_same_whatever_the_batch() {
+    let four_tokens = DitConfig {
+        patch: 4,
+        ..small()
+    };
+    let wide = DitConfig {
+        width: 384,
+        heads: 6,
+        ..small()
+    };
+    for config in [small(), four_tokens, wide] {
+        let dit = Dit::new(&config, 0).unwrap();
+        let _guard = tch::no_grad_guard();
+        for (place, (_, mut t)) in dit.parameters().into_iter().enumerate() {
+            let mut rng = random::generator(1, Use::Weights, &[place as u64]);
+            t.copy_(&(random::normal(&mut rng, &t.size()).unwrap() * 0.1));
+        }
+        let one = in_batches(&dit, 1);
+        for size in [2, 3, 5, 8, 16, 67] {
+            assert_eq!(in_batches(&dit, size), one, "{config:?}, {size} at a time");
+        }
+    }
+}

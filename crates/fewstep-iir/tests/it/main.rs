@@ -13,7 +13,7 @@ use fewstep_iir::{
     fold_batch_norm, percentile, run,
 };
 use fewstep_spiking::{Forward, Input, Network, NeuronOptions, zoo};
-use fewstep_torch::{Checkpoint, LearningRate, OptimiserConfig};
+use fewstep_torch::{Checkpoint, Group, LearningRate, OptimiserConfig};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
@@ -95,7 +95,15 @@ fn recipe() -> Recipe {
 }
 
 fn train(recipe: &Recipe, data: &Data, folder: &Path) -> Report {
-    run(recipe, data, folder, Device::Cpu, &mut Silent).unwrap()
+    run(
+        recipe,
+        data,
+        folder,
+        Device::Cpu,
+        &Group::alone(),
+        &mut Silent,
+    )
+    .unwrap()
 }
 
 /// A folder that holds a trained artificial network and nothing else; it is trained once for all tests.

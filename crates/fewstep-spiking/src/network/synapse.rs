@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::Share;
 use crate::Result;
 use crate::plan::Connection;
 
@@ -34,7 +35,7 @@ pub struct BatchNorm {
 impl BatchNorm {
     /// Added to the variance.
     pub const EPS: f64 = 1e-5;
-    const MOMENTUM: f64 = 0.1;
+    pub(super) const MOMENTUM: f64 = 0.1;
 }
 
 impl Synapse {
@@ -79,7 +80,7 @@ impl Synapse {
         })
     }
 
-    pub(super) fn apply(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+    pub(super) fn apply(&self, x: &Tensor, train: bool, share: Option<Share>) -> Result<Tensor> {
         let y = match self.connection {
             Connection::Conv {
                 stride, padding, ..
@@ -93,9 +94,10 @@ impl Synapse {
             )?,
             Connection::Linear { .. } => x.f_linear(&self.weight, self.bias.as_ref())?,
         };
-        match &self.batch_norm {
-            None => Ok(y),
-            Some(b) => Ok(y.f_batch_norm(
+        match (&self.batch_norm, share) {
+            (None, _) => Ok(y),
+            (Some(b), Some(share)) if train => share.batch_norm(b, &y),
+            (Some(b), _) => Ok(y.f_batch_norm(
                 Some(&b.weight),
                 Some(&b.bias),
                 Some(&b.running_mean),

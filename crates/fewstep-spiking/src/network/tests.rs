@@ -1,3 +1,8 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fewstep_torch::{Group, Ranks};
+
 use super::*;
 use crate::{LeakOptions, zoo};
 
@@ -105,7 +110,7 @@ fn the_dropout_mask_is_the_same_at_every_timestep() {
     tch::manual_seed(2);
     let n = small(false);
     let ones = Tensor::ones([3, 6, 16, 4, 4], (Kind::Float, Device::Cpu));
-    let dropped = n.after(2, ones, 0.5).unwrap().view([3, 6, 16, 4, 4]);
+    let dropped = n.after(2, ones, 0.5, None).unwrap().view([3, 6, 16, 4, 4]);
     assert_eq!(dropped.get(0), dropped.get(1));
     assert_eq!(dropped.get(0), dropped.get(2));
     let values: std::collections::BTreeSet<i64> = Vec::<f32>::try_from(dropped.flatten(0, -1))
@@ -186,4 +191,100 @@ fn an_image_of_another_size_is_refused_in_words() {
         e.unwrap_err().to_string(),
         "input: expected [N, 2, 8, 8], found [1, 3, 8, 8]"
     );
+}
+
+type Values = BTreeMap<String, Tensor>;
+
+/// What one rank has after a step: all tensors, and the gradients by name.
+fn trained(values: &Values, x: &Tensor, target: &Tensor, share: Share) -> (Values, Values) {
+    let mut n = small(true);
+    n.load(values, "the test").unwrap();
+    let options = Forward {
+        train: true,
+        ..Forward::analog()
+    };
+    let logits = n.forward_share(Input::Direct(x), &options, share).unwrap();
+    let loss = (logits.logits * target).sum(Kind::Float);
+    (loss * f64::from(share.images > 0)).backward();
+    let gradients = n
+        .parameters()
+        .into_iter()
+        .filter(|(_, p)| p.grad().defined());
+    let gradients = gradients.map(|(name, p)| (name, p.grad().copy())).collect();
+    let tensors = n.tensors().into_iter();
+    (
+        tensors.map(|(name, t)| (name, t.detach().copy())).collect(),
+        gradients,
+    )
+}
+
+fn copied(values: &Values) -> Values {
+    let each = values.iter();
+    each.map(|(name, t)| (name.clone(), t.detach().copy()))
+        .collect()
+}
+
+#[test]
+fn batch_norm_over_uneven_and_empty_parts_is_that_over_the_whole_batch() {
+    let values: Values = small(true).tensors().into_iter().collect();
+    for (images, world) in [(5i64, 2i64), (2, 3)] {
+        let x = Tensor::rand([images, 2, 8, 8], (Kind::Float, Device::Cpu)) * 3. + 1.;
+        let target = Tensor::rand([images, 4], (Kind::Float, Device::Cpu));
+        let group = Group::alone();
+        let whole = Share {
+            group: &group,
+            batch: images,
+            before: 0,
+            images,
+        };
+        let (expected, gradients) = trained(&values, &x, &target, whole);
+        let port = {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            free.local_addr().unwrap().port()
+        };
+        let ranks: Vec<_> = (0..world)
+            .map(|rank| {
+                let (before, end) = (rank * images / world, (rank + 1) * images / world);
+                // An empty part gets an image that must not count.
+                let rows = |t: &Tensor| t.narrow(0, before, (end - before).max(1)).copy();
+                let (values, x, target) = (copied(&values), rows(&x), rows(&target));
+                std::thread::spawn(move || {
+                    let ranks = Ranks {
+                        rank: rank as usize,
+                        world: world as usize,
+                        local_rank: rank as usize,
+                        address: "127.0.0.1".into(),
+                        port,
+                        agent: None,
+                    };
+                    let group = Group::join(&ranks, Duration::from_secs(120)).unwrap();
+                    let share = Share {
+                        group: &group,
+                        batch: images,
+                        before,
+                        images: end - before,
+                    };
+                    let found = trained(&values, &x, &target, share);
+                    group.leave(None);
+                    found
+                })
+            })
+            .collect();
+        let found: Vec<_> = ranks.into_iter().map(|r| r.join().unwrap()).collect();
+        let near = |a: &Tensor, b: &Tensor| {
+            let scale = b.abs().max().double_value(&[]).max(1.);
+            (a - b).abs().max().double_value(&[]) < 1e-5 * scale
+        };
+        for (tensors, _) in &found {
+            for (name, t) in tensors {
+                assert!(near(t, &expected[name]), "{name} of {world} ranks");
+                assert_eq!(t, &found[0].0[name], "{name} differs between ranks");
+            }
+        }
+        for (name, gradient) in &gradients {
+            let sum = found.iter().map(|(_, g)| g[name].copy());
+            let sum = sum.reduce(|a, b| a + b).unwrap();
+            assert!(near(&sum, gradient), "gradient of {name}, {world} ranks");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::commands::ranks::Here;
 use crate::commands::run::{Common, follow_any};
 use crate::config::ConfigSource;
 
@@ -85,6 +86,7 @@ impl Embedded {
         follow_any(
             &ConfigSource::parse(self.path, self.text, &overrides)?,
             common,
+            &Here::alone(),
         )
     }
 }

@@ -12,6 +12,7 @@ pub mod import;
 pub mod infer;
 mod observe;
 pub mod plan;
+mod ranks;
 pub mod router;
 pub mod run;
 pub mod sample;

@@ -1,13 +1,15 @@
 //! `fewstep run CONFIG`: an experiment from its config to `runs/<name>/`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use fewstep_iir::{Data, Recipe};
+use fewstep_iir::{Data, Recipe, Silent};
 use fewstep_torch::{DeviceChoice, device};
 
-use crate::commands::{observe::Recorder, summary};
+use crate::commands::observe::Recorder;
+use crate::commands::ranks::{Here, RankOptions};
+use crate::commands::summary;
 use crate::config::ConfigSource;
 use crate::experiment::{Experiment, Method, MethodOnly};
 use crate::progress::ProgressMode;
@@ -24,6 +26,9 @@ pub struct Options {
     /// What demo takes as well
     #[command(flatten)]
     pub common: Common,
+    /// For several processes that train together
+    #[command(flatten)]
+    pub ranks: RankOptions,
 }
 
 /// Options that `run` and `demo` share.
@@ -73,14 +78,22 @@ impl Common {
 /// The config, the data, the folder or the training is at fault; one sentence.
 pub fn run(options: &Options) -> Result<()> {
     let common = &options.common;
-    let source = ConfigSource::read(&options.config, &common.overrides())?;
-    follow_any(&source, common)
+    Here::with(&options.ranks, |here| {
+        let source = ConfigSource::read(&options.config, &common.overrides())?;
+        follow_any(&source, common, here)
+    })
 }
 
 /// Runs whatever `source` describes.
-pub(crate) fn follow_any(source: &ConfigSource, common: &Common) -> Result<()> {
-    match source.deserialize::<MethodOnly>()?.method {
-        Method::IirSnn => follow(&source.deserialize()?, source, common),
+pub(crate) fn follow_any(source: &ConfigSource, common: &Common, here: &Here) -> Result<()> {
+    let method = source.deserialize::<MethodOnly>()?.method;
+    let ranks = here.group.world();
+    if ranks > 1 && !matches!(method, Method::IirSnn) {
+        let message = format!("of several ranks, expected \"iir-snn\" (WORLD_SIZE is {ranks})");
+        return Err(source.invalid("method", message).into());
+    }
+    match method {
+        Method::IirSnn => follow(&source.deserialize()?, source, common, here),
         Method::Dit => super::dit::follow(&source.deserialize()?, source, common),
         Method::Harmonica => super::harmonica::follow(&source.deserialize()?, source, common),
     }
@@ -138,13 +151,24 @@ pub(crate) fn follow(
     experiment: &Experiment,
     source: &ConfigSource,
     common: &Common,
+    here: &Here,
 ) -> Result<()> {
+    let group = &here.group;
     let recipe = experiment.recipe();
     // Everything that can be wrong with the config is said before a folder is made.
     recipe.validate().map_err(|e| place(source, e))?;
-    let device = set_up(experiment.device, experiment.threads, source)?;
-    let (data, stand_in) = open_data(experiment, &recipe, source)?;
+    here.same_config(experiment)?;
+    let device = set_up(here.device(experiment.device), experiment.threads, source)?;
+    let (data, stand_in) = open_data(experiment, &recipe, source, group.leads())?;
     check_plan(&recipe, &data, source)?;
+    // A rank that has no data is gone now, and has said so.
+    group.barrier("opening the data")?;
+    group.agree("the data", &fingerprint(&data))?;
+    if !group.leads() {
+        // Rank 0 writes and speaks for all.
+        fewstep_iir::run(&recipe, &data, Path::new(""), device, group, &mut Silent)?;
+        return Ok(());
+    }
     // What was chosen for the user is part of the run: it can't go on with other data or on another device.
     let experiment = &resolved(experiment, device, stand_in);
 
@@ -157,22 +181,38 @@ pub(crate) fn follow(
     let mode = ProgressMode::detect(common.quiet || common.json);
     let mut recorder = Recorder::new(folder, mode, &recipe)?;
     recorder.say(&format!(
-        "{}: {} on {} ({} + {} + {} images), {}",
+        "{}: {} on {} ({} + {} + {} images), {}{}",
         experiment.name,
         experiment.network.architecture,
         data.name(),
         data.counts().0,
         data.counts().1,
         data.counts().2,
-        device::name(device)
+        device::name(device),
+        match group.world() {
+            1 => String::new(),
+            ranks => format!(", {ranks} ranks"),
+        }
     ));
     if common.resume && !resumed {
         recorder.say("there was no run of that name to go on with: this is a new one");
     }
-    let report = fewstep_iir::run(&recipe, &data, &checkpoints, device, &mut recorder)?;
+    let report = fewstep_iir::run(&recipe, &data, &checkpoints, device, group, &mut recorder)?;
     let mut folder = recorder.into_folder();
     summary::write(&mut folder, experiment, &data, stand_in, device, &report)?;
     summary::print(&folder, &report, common.json)
+}
+
+/// What ranks must find alike.
+fn fingerprint(data: &Data) -> String {
+    let (train, validation, test) = data.counts();
+    let statistics = data.statistics();
+    format!(
+        "{} ({train} + {validation} + {test} images, mean {:?}, deviation {:?})",
+        data.name(),
+        statistics.mean,
+        statistics.std
+    )
 }
 
 /// Puts the config's line in front of an error about a value.
@@ -199,6 +239,7 @@ fn open_data(
     experiment: &Experiment,
     recipe: &Recipe,
     source: &ConfigSource,
+    speak: bool,
 ) -> Result<(Data, bool)> {
     let section = &experiment.data;
     match Data::open_with(&section.spec(), &section.options(), experiment.seed) {
@@ -209,10 +250,12 @@ fn open_data(
                 && section.stand_in.is_some() =>
         {
             let name = section.stand_in.clone().unwrap_or_default();
-            super::tell(&format!(
-                "{} is not there: noise takes its place ({name}); accuracies mean nothing",
-                section.name
-            ));
+            if speak {
+                super::tell(&format!(
+                    "{} is not there: noise takes its place ({name}); accuracies mean nothing",
+                    section.name
+                ));
+            }
             let spec = fewstep_datasets::DataSpec::new(name, None);
             let options = fewstep_iir::DataOptions {
                 train_images: None,

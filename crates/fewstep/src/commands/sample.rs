@@ -1,6 +1,16 @@
-//! `fewstep sample`: images from a diffusion transformer, with or without a cache.
+//! `fewstep sample`: images from a diffusion transformer, with or without a cache, by one process or by several ranks.
+//!
+//! Each command is a job: its images are divided into chunks, and each chunk becomes a shard in the job's [`folder`]. What was killed goes
+//! on when the same command is given again. When all shards are there, the outputs are made of them, a shard at a time.
+//!
+//! Image k has the noise of the seed and k, and the class whose turn it is. On a CPU in float32 it is bitwise the same whatever the batch,
+//! the chunks and the number of ranks (`fewstep_diffusion` keeps to kernels that do not go by the number of samples, and an autoencoder
+//! decodes image by image). In bfloat16, on a GPU, or with other threads it is only close: docs/harmonica.md says how close.
 
+mod folder;
+mod manifest;
 mod output;
+mod shard;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,21 +20,26 @@ use clap::Args;
 use fewstep_diffusion::autoencoder::{self, Autoencoder, TinyAutoencoder};
 use fewstep_diffusion::dit::{ComputeAll, Reuse};
 use fewstep_diffusion::{Convention, Dit, DitConfig};
-use fewstep_harmonica::{CacheCounts, CachePlan, CachedReuse, Planned, policy};
-use fewstep_torch::{DeviceChoice, device};
+use fewstep_harmonica::{CachePlan, CachedReuse, Planned, policy};
+use fewstep_torch::{DeviceChoice, LIBTORCH_VERSION, device};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
+use super::ranks::{Here, RankOptions};
 use super::router::Rule;
 use super::setting::{SamplingArgs, open_model, word};
 use crate::progress::{Progress, ProgressMode};
-use crate::sampling::{self, Job};
-use output::{Output, Target};
+use crate::sampling::Job;
+use folder::{Chunks, JobFolder};
+use manifest::Manifest;
+use output::Targets;
+use shard::{Files, Kept};
 
 /// Options of `fewstep sample`.
 #[derive(Args, Debug, Clone)]
 #[command(
-    after_help = "Image k has the noise of seed and k alone: it is the same whatever --n, --batch and --device are, but for rounding.\n\n\
+    after_help = "Image k has the noise of seed and k alone: it is the same whatever --n, --batch and the number of ranks are (bitwise in \
+                  float32 on a CPU, else but for rounding). A job that was killed goes on when it is started again.\n\n\
                   Example: fewstep sample --checkpoint digits --steps 20 --seed 0 --n 64 --out grid.png"
 )]
 pub struct Options {
@@ -63,7 +78,7 @@ pub struct Options {
     /// One class for all images
     #[arg(long, value_name = "N", conflicts_with = "classes")]
     class: Option<i64>,
-    /// Images at a time
+    /// Images at a time, at most those of a shard
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     batch: u64,
     /// auto, cpu, cuda or cuda:N
@@ -81,30 +96,42 @@ pub struct Options {
     /// Autoencoder that makes pixels of latents: a diffusers folder, or taesd_decoder.pth beside taesd_encoder.pth
     #[arg(long, value_name = "PATH")]
     vae: Option<PathBuf>,
-    /// Where to, as often as needed: .png is a grid, .npz ADM's layout (float32 latents without --vae), else a folder of PNGs
+    /// Where to, as often as needed: .png is a grid (of 1024 at most), .npz ADM's layout (float32 latents without --vae), else a folder
+    /// of .npz shards
     #[arg(long, value_name = "PATH", required = true)]
     out: Vec<PathBuf>,
+    /// In the folder, a PNG for each image instead
+    #[arg(long)]
+    png: bool,
+    /// Images in a shard, which is what ranks share out and what is lost when one is killed
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    chunk: u64,
     /// No progress, only the result
     #[arg(long)]
     quiet: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    /// For several processes that share a job
+    #[command(flatten)]
+    ranks: RankOptions,
 }
 
 /// Samples.
 ///
 /// # Errors
-/// A flag, the checkpoint, the router or plan, or an output is at fault; one sentence.
+/// A flag, the checkpoint, the router or plan, or an output is at fault; another job is at work on the folder, or it is one of another
+/// job; one sentence.
 pub fn sample(options: &Options) -> Result<()> {
+    // Ranks need not come to the end together: those that are left make what a lost one has not made.
+    Here::meet(&options.ranks, |here| follow(options, here))
+}
+
+fn follow(options: &Options, here: &Here) -> Result<()> {
     let sampler = options.sampling.sampler()?;
     let guidance = options.sampling.guidance()?;
-    let targets = options
-        .out
-        .iter()
-        .map(|path| Target::check(path))
-        .collect::<Result<Vec<_>>>()?;
-    let device = device::resolve(options.device.parse::<DeviceChoice>()?)?;
+    let targets = Targets::check(&options.out, options.png)?;
+    let device = device::resolve(here.device(options.device.parse::<DeviceChoice>()?))?;
     if let Some(threads) = options.threads {
         tch::set_num_threads(threads);
     }
@@ -118,10 +145,22 @@ pub fn sample(options: &Options) -> Result<()> {
         .as_deref()
         .map(|path| open_vae(path, &config, device))
         .transpose()?;
-    let mut outputs = targets
-        .into_iter()
-        .map(|target| target.open(options.n, &config, vae.as_deref()))
-        .collect::<Result<Vec<_>>>()?;
+    let kept = targets.kept(&config, vae.as_deref(), options.png)?;
+    let manifest = manifest(options, &dit, &labels, plan.as_ref(), kept.files)?;
+    here.same_config(&manifest)?;
+
+    let (path, stays) = targets.folder();
+    let chunks = Chunks {
+        images: options.n,
+        size: options.chunk,
+    };
+    let folder = JobFolder::open(
+        &path,
+        &toml::to_string(&manifest)?,
+        chunks,
+        kept.files.ending(),
+        &here.group,
+    )?;
     let dit = match options.bf16 {
         true => dit.to(device, Kind::BFloat16)?,
         false => dit,
@@ -133,110 +172,144 @@ pub fn sample(options: &Options) -> Result<()> {
         seed: options.seed,
         batch_size: options.batch as usize,
     };
-    let done = run(
-        options,
-        &job,
-        &labels,
-        plan.as_ref(),
-        vae.as_deref(),
-        &mut outputs,
-    )?;
-    for output in outputs {
-        output.finish()?;
+    let work = Work {
+        job: &job,
+        labels: &labels,
+        plan: plan.as_ref(),
+        vae: vae.as_deref(),
+        kept: &kept,
+    };
+    // Counted before the first of this run's shards can be there.
+    let earlier = folder.images_there();
+    here.group.barrier("looking for shards")?;
+    let mode = ProgressMode::detect(options.quiet || options.json || !here.group.leads());
+    let started = Instant::now();
+    work.run(&folder, earlier, mode)?;
+    let seconds = started.elapsed().as_secs_f64();
+
+    let Some(folder) = folder.last()? else {
+        return Ok(());
+    };
+    targets.make(&folder, &kept, &labels)?;
+    if !stays {
+        folder.remove();
     }
+    let done = Done {
+        images: options.n - earlier,
+        seconds,
+    };
     report(options, &done, plan.as_ref(), device)
 }
 
-/// What a job did.
-#[derive(Default)]
-struct Done {
-    seconds: f64,
-    reused: u64,
-    computed: u64,
-    macs: u64,
-    skipped_macs: u64,
-}
-
-impl Done {
-    fn add(&mut self, counts: &CacheCounts) {
-        self.reused += counts.reused.iter().sum::<u64>();
-        self.computed += counts.computed.iter().sum::<u64>();
-        self.macs += counts.macs;
-        self.skipped_macs += counts.skipped_macs;
-    }
-
-    fn utilisation(&self) -> f64 {
-        self.reused as f64 / (self.reused + self.computed).max(1) as f64
-    }
-
-    fn mac_saving(&self) -> f64 {
-        self.skipped_macs as f64 / (self.skipped_macs + self.macs).max(1) as f64
-    }
-}
-
-fn run(
+/// What determines the images.
+fn manifest(
     options: &Options,
-    job: &Job<'_>,
+    dit: &Dit,
     labels: &Labels,
     plan: Option<&CachePlan>,
-    vae: Option<&dyn Autoencoder>,
-    outputs: &mut [Output],
-) -> Result<Done> {
-    let config = job.dit.config();
-    let mut cache = plan.map(|plan| CachedReuse::new(Planned(plan), config));
-    let mode = ProgressMode::detect(options.quiet || options.json);
-    let mut bar = Progress::new(mode, "sampling", options.n);
-    let mut done = Done::default();
-    let mut first = 0;
-    while first < options.n {
-        let next = options.n.min(first.saturating_add(options.batch));
-        let classes = labels.of(first..next);
-        let started = Instant::now();
-        let mut compute_all = ComputeAll;
-        let reuse: &mut dyn Reuse = match &mut cache {
-            Some(cache) => cache,
-            None => &mut compute_all,
-        };
-        let latents = job.batch(first, &classes, reuse, &mut |_, _| Ok(()))?;
-        let images = match vae {
-            Some(vae) => vae.decode(&latents)?.f_to_device(Device::Cpu)?,
-            None => latents,
-        };
-        done.seconds += started.elapsed().as_secs_f64();
-        if let Some(cache) = &cache {
-            done.add(cache.counts());
-        }
-        write(outputs, first, &images, &classes, config.convention)?;
-        first = next;
-        bar.set(
-            first,
-            format_args!("{:.1} ms each", 1e3 * done.seconds / first as f64),
-        );
-    }
-    bar.finish(format_args!("{} images", options.n));
-    Ok(done)
+    files: Files,
+) -> Result<Manifest> {
+    let device = device::name(dit.device());
+    Ok(Manifest {
+        fewstep: env!("CARGO_PKG_VERSION"),
+        libtorch: LIBTORCH_VERSION,
+        model: dit.fingerprint()?,
+        convention: dit.config().convention,
+        precision: options.precision(),
+        device: device.split(':').next().unwrap_or_default().to_owned(),
+        plan: manifest::plan(plan),
+        vae: options.vae.as_deref().map(manifest::checksum).transpose()?,
+        seed: options.seed.to_string(),
+        images: options.n,
+        chunk: options.chunk,
+        classes: labels.0.clone(),
+        files: if files == Files::Png { "png" } else { "npz" },
+        sampler: options.sampling.options(),
+        noise: options.sampling.noise(),
+        guidance: options.sampling.guidance()?,
+    })
 }
 
-fn write(
-    outputs: &mut [Output],
-    first: u64,
-    images: &Tensor,
-    classes: &[i64],
-    convention: Convention,
-) -> Result<()> {
-    let mut pixels = None;
-    for output in outputs {
-        if output.wants_latents() {
-            output.write_latents(images, classes)?;
-            continue;
+/// What a run did, all ranks together.
+struct Done {
+    images: u64,
+    seconds: f64,
+}
+
+/// How a rank makes shards.
+struct Work<'a> {
+    job: &'a Job<'a>,
+    labels: &'a Labels,
+    plan: Option<&'a CachePlan>,
+    vae: Option<&'a dyn Autoencoder>,
+    kept: &'a Kept,
+}
+
+impl Work<'_> {
+    /// Makes what is missing, until all of it is there; `earlier` images were there before.
+    fn run(&self, folder: &JobFolder, earlier: u64, mode: ProgressMode) -> Result<()> {
+        let Chunks { images, size } = folder.chunks();
+        let mut bar = Progress::new(mode, "sampling", images);
+        let mut cache = self
+            .plan
+            .map(|plan| CachedReuse::new(Planned(plan), self.job.dit.config()));
+        if earlier > 0 && mode != ProgressMode::Silent {
+            super::tell(&format!(
+                "{}: {} of {} chunks are there",
+                folder.path().display(),
+                earlier.div_ceil(size),
+                folder.chunks().count()
+            ));
         }
-        let pixels = match &pixels {
-            Some(pixels) => pixels,
-            None => pixels.insert(sampling::to_pixels_as(images, convention)?),
-        };
-        output.write(first as usize, pixels.view(), classes)?;
+        let started = Instant::now();
+        folder.fill(|chunk| {
+            let range = folder.chunks().range(chunk);
+            let count = range.end - range.start;
+            let mut shard = self.kept.begin(&folder.shard(chunk), range.start, count)?;
+            let there = folder.images_there();
+            let mut first = range.start;
+            while first < range.end {
+                let next = range.end.min(first + self.job.batch_size as u64);
+                let classes = self.labels.of(first..next);
+                let mut compute_all = ComputeAll;
+                let reuse: &mut dyn Reuse = match &mut cache {
+                    Some(cache) => cache,
+                    None => &mut compute_all,
+                };
+                let latents = self.job.batch(first, &classes, reuse, &mut |_, _| Ok(()))?;
+                let made = match self.vae {
+                    Some(vae) => decode(vae, &latents, self.job.dit.device())?,
+                    None => latents,
+                };
+                shard.write(&self.kept.images(&made)?, &classes)?;
+                first = next;
+                let now = there + first - range.start;
+                let ms = 1e3 * started.elapsed().as_secs_f64() / (now - earlier).max(1) as f64;
+                bar.set(now, format_args!("{ms:.1} ms each"));
+            }
+            shard.finish()
+        })?;
+        bar.finish(format_args!("{images} images"));
+        Ok(())
     }
-    Ok(())
+}
+
+/// Pixels `[N, 3, H, W]` on the CPU. There, convolutions of several images could be rounded by other kernels than those of one.
+fn decode(vae: &dyn Autoencoder, latents: &Tensor, device: Device) -> Result<Tensor> {
+    let at_once = match device {
+        Device::Cpu => 1,
+        _ => latents.size()[0],
+    };
+    let parts = latents.f_split(at_once, 0)?;
+    let pixels = parts
+        .iter()
+        .map(|part| {
+            Ok(vae
+                .decode(&part.f_to_device(device)?)?
+                .f_to_device(Device::Cpu)?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::f_cat(&pixels, 0)?)
 }
 
 /// The plan that is followed; none computes everything.
@@ -311,14 +384,25 @@ fn open_vae(path: &Path, config: &DitConfig, device: Device) -> Result<Box<dyn A
     }
 }
 
+impl Options {
+    fn precision(&self) -> &'static str {
+        match self.bf16 {
+            true => "bfloat16",
+            false => "float32",
+        }
+    }
+}
+
 fn report(options: &Options, done: &Done, plan: Option<&CachePlan>, device: Device) -> Result<()> {
-    let ms = 1e3 * done.seconds / options.n as f64;
-    let (cur, saving) = (100. * done.utilisation(), 100. * done.mac_saving());
+    let ms = 1e3 * done.seconds / done.images.max(1) as f64;
+    let cur = 100. * plan.map_or(0., CachePlan::utilisation);
+    let saving = 100. * plan.map_or(0., CachePlan::mac_saving);
     let policy = plan.map_or(policy::NONE, CachePlan::policy);
     if options.json {
         return super::print(
             &json!({
                 "images": options.n,
+                "sampled": done.images,
                 "seconds": done.seconds,
                 "latency_ms_per_image": ms,
                 "policy": policy,
@@ -329,7 +413,7 @@ fn report(options: &Options, done: &Done, plan: Option<&CachePlan>, device: Devi
                 "seed": options.seed,
                 "batch_size": options.batch,
                 "device": device::name(device),
-                "precision": if options.bf16 { "bfloat16" } else { "float32" },
+                "precision": options.precision(),
                 "outputs": options.out,
             })
             .to_string(),
@@ -340,8 +424,12 @@ fn report(options: &Options, done: &Done, plan: Option<&CachePlan>, device: Devi
         .iter()
         .map(|p| p.display().to_string())
         .collect();
+    let earlier = match options.n - done.images {
+        0 => String::new(),
+        there => format!(" ({there} were there)"),
+    };
     super::print(&format!(
-        "{} images in {:.2} s, {ms:.1} ms each; {policy}: cache utilisation {cur:.1} %, {saving:.1} % of MACs saved; {}",
+        "{} images{earlier} in {:.2} s, {ms:.1} ms each; {policy}: cache utilisation {cur:.1} %, {saving:.1} % of MACs saved; {}",
         options.n,
         done.seconds,
         outputs.join(", ")

@@ -104,6 +104,11 @@ impl SamplingArgs {
         }
     }
 
+    /// The noise schedule of the model's training.
+    pub(crate) fn noise(&self) -> BetaSchedule {
+        self.noise
+    }
+
     /// The sampler.
     ///
     /// # Errors

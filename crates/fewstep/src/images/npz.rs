@@ -2,12 +2,13 @@
 //! optionally `arr_1`, the labels, int64 `[N]`. Latents, which are no images yet, have the same layout with float32
 //! `[N, channels, height, width]`.
 
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use ndarray::{ArrayView4, Axis};
+use ndarray::{Array4, ArrayView4, Axis};
 use tempfile::NamedTempFile;
-use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 use super::{ImagesError, check_channels, file_error};
 
@@ -229,6 +230,64 @@ impl NpzWriter {
     }
 }
 
+/// The images of a file of this module, `shape` = `[N, height, width]`, as `[N, height, width, 3]`.
+///
+/// # Errors
+/// The file can't be read, or holds something else.
+pub fn read_images(path: &Path, shape: [usize; 3]) -> Result<Array4<u8>, ImagesError> {
+    let [count, height, width] = shape;
+    let bytes = values(path, "|u1", [count, height, width, 3], 1)?;
+    Array4::from_shape_vec((count, height, width, 3), bytes).map_err(|e| unreadable(path, e))
+}
+
+/// The latents of a file of this module, `[N, channels, height, width]`.
+///
+/// # Errors
+/// The file can't be read, or holds something else.
+pub fn read_latents(path: &Path, shape: [usize; 4]) -> Result<Array4<f32>, ImagesError> {
+    let bytes = values(path, "<f4", shape, 4)?;
+    let (numbers, _) = bytes.as_chunks::<4>();
+    let numbers = numbers.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    Array4::from_shape_vec(shape, numbers).map_err(|e| unreadable(path, e))
+}
+
+/// The bytes of `arr_0` where it is of this type and shape.
+fn values(
+    path: &Path,
+    dtype: &str,
+    shape: [usize; 4],
+    size: usize,
+) -> Result<Vec<u8>, ImagesError> {
+    let file = File::open(path).map_err(|e| unreadable(path, e))?;
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| unreadable(path, e))?;
+    let mut entry = archive
+        .by_name("arr_0.npy")
+        .map_err(|e| unreadable(path, e))?;
+    let [a, b, c, d] = shape;
+    let expected = npy_header(dtype, &format!("{a}, {b}, {c}, {d}"));
+    let mut header = vec![0; expected.len()];
+    entry
+        .read_exact(&mut header)
+        .map_err(|e| unreadable(path, e))?;
+    let mut bytes = vec![0; shape.iter().product::<usize>() * size];
+    let whole = header == expected && entry.size() as usize == header.len() + bytes.len();
+    if !whole {
+        let reason = format!("expected {dtype} of shape {shape:?} as arr_0, found something else");
+        return Err(unreadable(path, reason));
+    }
+    entry
+        .read_exact(&mut bytes)
+        .map_err(|e| unreadable(path, e))?;
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, reason: impl std::fmt::Display) -> ImagesError {
+    ImagesError::Unreadable {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
 /// NumPy's format 1.0: magic, version, length of the rest, a dictionary, and spaces up to a multiple of 64 bytes.
 fn npy_header(dtype: &str, shape: &str) -> Vec<u8> {
     let mut dictionary =
@@ -304,6 +363,12 @@ mod tests {
             .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
             .collect();
         assert_eq!(labels, [7, -1, 0, 999, 3]);
+        assert_eq!(read_images(&path, [5, 4, 5]).unwrap(), all);
+        let message = read_images(&path, [5, 5, 4]).unwrap_err().to_string();
+        assert!(
+            message.ends_with("expected |u1 of shape [5, 5, 4, 3] as arr_0, found something else"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -350,6 +415,7 @@ mod tests {
         );
         let expected: Vec<u8> = all.iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(values, expected);
+        assert_eq!(read_latents(&path, [3, 4, 2, 2]).unwrap(), all);
     }
 
     #[test]

@@ -29,6 +29,18 @@ pub(super) fn require_same(path: &Path, new_text: &str) -> Result<(), RunError> 
     }
 }
 
+/// The first setting that differs between two configs in TOML: its key, the old and the new value.
+///
+/// # Errors
+/// One of them is no TOML.
+pub(crate) fn first_difference(
+    old: &str,
+    new: &str,
+) -> Result<Option<(String, String, String)>, toml::de::Error> {
+    let (old, new) = (old.parse()?, new.parse()?);
+    Ok(difference(&Value::Table(old), &Value::Table(new), ""))
+}
+
 /// The first key that differs, with both values.
 fn difference(old: &Value, new: &Value, key: &str) -> Option<(String, String, String)> {
     let below = |segment: &str| match key {

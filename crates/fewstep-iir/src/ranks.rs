@@ -1,0 +1,120 @@
+//! What ranks tell each other beside gradients. Rank 0 alone reads and writes files; a rank that stops says why as it leaves its group, so
+//! nobody asks whether it worked.
+
+use fewstep_datasets::{Batch, Loader, Shard};
+use fewstep_spiking::Share;
+use fewstep_torch::Group;
+use serde::{Serialize, de::DeserializeOwned};
+use tch::{Device, Kind, Tensor};
+
+use crate::data::to_tensors;
+use crate::{Error, Result};
+
+/// This process's part in the work on each batch.
+pub(crate) fn shard(group: &Group) -> Shard {
+    Shard {
+        rank: group.rank(),
+        world: group.world(),
+    }
+}
+
+/// One rank's images and labels of a batch.
+pub(crate) struct Part<'a> {
+    /// `[N, C, H, W]`; an image of zeros where the part is empty, which must not count.
+    pub(crate) images: Tensor,
+    /// `[N]`.
+    pub(crate) labels: Tensor,
+    /// Where it lies in the batch.
+    pub(crate) share: Share<'a>,
+}
+
+impl<'a> Part<'a> {
+    /// Batch number `number` of `loader`, which is `batch` on this rank.
+    pub(crate) fn new(
+        group: &'a Group,
+        loader: &Loader,
+        number: usize,
+        batch: &Batch,
+        device: Device,
+    ) -> Result<Self> {
+        let whole = loader.images_in(number);
+        let share = Share {
+            group,
+            batch: whole as i64,
+            before: shard(group).of(whole).start as i64,
+            images: batch.labels.len() as i64,
+        };
+        let (images, labels) = match batch.labels.is_empty() {
+            false => to_tensors(batch, device)?,
+            true => {
+                let shape = loader.shape();
+                let shape = [1, shape.channels, shape.height, shape.width].map(|n| n as i64);
+                (
+                    Tensor::f_zeros(shape, (Kind::Float, device))?,
+                    Tensor::f_zeros([1], (Kind::Int64, device))?,
+                )
+            }
+        };
+        Ok(Self {
+            images,
+            labels,
+            share,
+        })
+    }
+
+    /// How much of the batch it is, 0 to 1.
+    pub(crate) fn weight(&self) -> f64 {
+        self.share.images as f64 / self.share.batch as f64
+    }
+}
+
+/// What rank 0 finds, for everybody.
+pub(crate) fn told<T: Serialize + DeserializeOwned>(
+    group: &Group,
+    what: &str,
+    find: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    if !group.leads() {
+        let mut bytes = Vec::new();
+        group.broadcast_bytes(what, &mut bytes)?;
+        return serde_json::from_slice(&bytes)
+            .map_err(|e| Error::Checkpoint(format!("what rank 0 says of {what}: {e}")));
+    }
+    let found = find()?;
+    if group.world() > 1 {
+        let mut bytes =
+            serde_json::to_vec(&found).map_err(|e| Error::Checkpoint(format!("{what}: {e}")))?;
+        group.broadcast_bytes(what, &mut bytes)?;
+    }
+    Ok(found)
+}
+
+/// Everybody's tensors become those of rank 0.
+pub(crate) fn spread(
+    group: &Group,
+    what: &str,
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
+) -> Result<()> {
+    for (_, tensor) in tensors {
+        group.broadcast(what, &tensor.f_detach()?, 0)?;
+    }
+    Ok(())
+}
+
+/// The words of the lowest rank that has any.
+pub(crate) fn first_words(group: &Group, words: Option<String>) -> Result<Option<String>> {
+    if group.world() == 1 {
+        return Ok(words);
+    }
+    // All ranks send as much: more than the name of a layer needs.
+    let mut mine = words.unwrap_or_default().into_bytes();
+    mine.resize(512, 0);
+    for theirs in group.all_gather("where it went wrong", &Tensor::f_from_slice(&mine)?)? {
+        let text = Vec::<u8>::try_from(theirs)?;
+        let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+        if end > 0 {
+            return Ok(Some(String::from_utf8_lossy(&text[..end]).into_owned()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,121 @@
+//! One of several processes that do a job together: meeting the others, and refusing those that are not alike.
+
+use std::fs::File;
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use fewstep_torch::{DeviceChoice, Group, LIBTORCH_VERSION, Ranks, device};
+use serde::Serialize;
+
+use crate::run::first_difference;
+
+/// Options of commands that several ranks can share.
+#[derive(Args, Debug, Clone)]
+pub struct RankOptions {
+    /// With several ranks (RANK and WORLD_SIZE are set): how long to wait for the others
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub rank_timeout: u64,
+}
+
+/// This process and the others.
+pub(crate) struct Here {
+    pub(crate) group: Group,
+    local_rank: usize,
+}
+
+impl Here {
+    pub(crate) fn alone() -> Self {
+        Self {
+            group: Group::alone(),
+            local_rank: 0,
+        }
+    }
+
+    /// [`meet`](Self::meet), for work that all ranks must come to the end of.
+    pub(crate) fn with(
+        options: &RankOptions,
+        work: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<()> {
+        Self::meet(options, |here| {
+            work(here)?;
+            // Rank 0 works longest: who waits for it learns whether it came to its end.
+            Ok(here.group.barrier("the end")?)
+        })
+    }
+
+    /// Joins the group that the environment names, does the work, and leaves it; the others are told why where it failed.
+    pub(crate) fn meet(
+        options: &RankOptions,
+        work: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<()> {
+        let here = match Ranks::from_env()? {
+            Some(ranks) if ranks.world > 1 => {
+                // The group is for GPUs as well, where there are any; it must find CUDA open.
+                let _ = device::cuda_devices();
+                Self {
+                    group: Group::join(&ranks, Duration::from_secs(options.rank_timeout))?,
+                    local_rank: ranks.local_rank,
+                }
+            }
+            _ => Self::alone(),
+        };
+        let all = || {
+            here.same_build()?;
+            work(&here)
+        };
+        let result = all();
+        let reason = result.as_ref().err().map(anyhow::Error::to_string);
+        here.group.leave(reason.as_deref());
+        result
+    }
+
+    /// The device of this rank: those of a machine share out its GPUs, from the one that is named on.
+    pub(crate) fn device(&self, choice: DeviceChoice) -> DeviceChoice {
+        match choice {
+            DeviceChoice::Cuda(first) => DeviceChoice::Cuda(first + self.local_rank),
+            DeviceChoice::Auto if self.group.world() > 1 && device::cuda_devices().is_ok() => {
+                DeviceChoice::Cuda(self.local_rank)
+            }
+            other => other,
+        }
+    }
+
+    /// Another build may compute other numbers, so each rank must run the very same file.
+    fn same_build(&self) -> Result<()> {
+        if self.group.world() == 1 {
+            return Ok(());
+        }
+        let path = std::env::current_exe().context("cannot find the fewstep program")?;
+        let cannot = || format!("cannot read {}", path.display());
+        let mut file = File::open(&path).with_context(cannot)?;
+        let (mut buffer, mut sum) = (vec![0; 1 << 20], 0);
+        loop {
+            match file.read(&mut buffer).with_context(cannot)? {
+                0 => break,
+                n => sum = crc32c::crc32c_append(sum, &buffer[..n]),
+            }
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let mine = format!("fewstep {version}, libtorch {LIBTORCH_VERSION}, checksum {sum:08x}");
+        Ok(self.group.agree("the build", &mine)?)
+    }
+
+    /// Every rank must have been given the same config.
+    pub(crate) fn same_config(&self, config: &impl Serialize) -> Result<()> {
+        let (group, rank) = (&self.group, self.group.rank());
+        if group.world() == 1 {
+            return Ok(());
+        }
+        let mine = toml::to_string(config)?;
+        let mut first = mine.clone().into_bytes();
+        group.broadcast_bytes("the config", &mut first)?;
+        let first = String::from_utf8_lossy(&first).into_owned();
+        if let Some((key, theirs, own)) = first_difference(&first, &mine)? {
+            bail!("rank {rank} has another config than rank 0: `{key}` is {own}, not {theirs}");
+        }
+        // Who differs is not here, and has said why.
+        Ok(group.barrier("comparing the configs")?)
+    }
+}

@@ -1,0 +1,81 @@
+//! What determines the images of a job, as `job.toml` says it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use fewstep_diffusion::{BetaSchedule, Convention, Guidance, SamplerOptions};
+use fewstep_harmonica::{CachePlan, policy};
+use serde::Serialize;
+
+/// Everything that images depend on; batch size, threads and ranks are not of it.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Manifest {
+    /// Version of fewstep.
+    pub fewstep: &'static str,
+    pub libtorch: &'static str,
+    /// The model's fingerprint.
+    pub model: String,
+    pub convention: Convention,
+    pub precision: &'static str,
+    /// cpu or cuda.
+    pub device: String,
+    /// The policy, and a checksum of what it says.
+    pub plan: String,
+    /// A checksum of the autoencoder's files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae: Option<String>,
+    /// As text: TOML has no numbers above 2⁶³.
+    pub seed: String,
+    /// How many.
+    pub images: u64,
+    /// Images in a shard.
+    pub chunk: u64,
+    /// Image k has the class at k modulo their number.
+    pub classes: Vec<i64>,
+    /// npz or png.
+    pub files: &'static str,
+    pub sampler: SamplerOptions,
+    pub noise: BetaSchedule,
+    pub guidance: Guidance,
+}
+
+/// What a plan is called, and what it says, in a few letters.
+pub(super) fn plan(plan: Option<&CachePlan>) -> String {
+    let Some(plan) = plan else {
+        return policy::NONE.into();
+    };
+    let rows = (0..plan.steps()).flat_map(|row| plan.row(row));
+    let cells: Vec<u8> = rows.map(|&reused| u8::from(reused)).collect();
+    format!("{} {:08x}", plan.policy(), crc32c::crc32c(&cells))
+}
+
+/// A checksum of a file, or of the files of a diffusers folder's autoencoder.
+///
+/// # Errors
+/// One can't be read.
+pub(super) fn checksum(path: &Path) -> Result<String> {
+    let inner = path.join("vae");
+    let folder = if inner.is_dir() { &inner } else { path };
+    let mut files: Vec<PathBuf> = match folder.is_dir() {
+        true => std::fs::read_dir(folder)?
+            .map(|entry| entry.map(|e| e.path()))
+            .collect::<std::io::Result<_>>()?,
+        false => vec![path.to_owned()],
+    };
+    files.retain(|file| file.is_file());
+    files.sort();
+    let (mut buffer, mut sum) = (vec![0; 1 << 20], 0);
+    for file in files {
+        let cannot = || format!("{} could not be read", file.display());
+        let mut file = File::open(&file).with_context(cannot)?;
+        loop {
+            match file.read(&mut buffer).with_context(cannot)? {
+                0 => break,
+                n => sum = crc32c::crc32c_append(sum, &buffer[..n]),
+            }
+        }
+    }
+    Ok(format!("{sum:08x}"))
+}

@@ -1,0 +1,290 @@
+//! Several processes train one network: the same one, whatever their number, and whoever is killed.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fewstep_torch::Checkpoint;
+
+use crate::common::{Done, Sandbox, TINY};
+
+/// 55 steps of each phase, with batch norm, dropout, augmentation, distillation and the penalty on spikes.
+fn config() -> String {
+    let longer = TINY
+        .replace("epochs = 2\n", "epochs = 5\n")
+        .replace("epochs = [1, 2]", "epochs = [5, 5]")
+        // Adam divides by the gradient's size, which lifts a last bit to the size of a step: small steps, small differences.
+        .replace("learning_rate = 1e-3", "learning_rate = 1e-4");
+    assert_eq!(longer.matches("= 5\n").count(), 2);
+    format!("{longer}distillation = {{ weight = 0.5 }}\nrate_penalty = 0.01\n")
+}
+
+fn sandbox() -> Sandbox {
+    Sandbox::with_config(&config())
+}
+
+/// Ranks 0, 1, … of a run that has begun.
+struct Ranks(Vec<Child>);
+
+impl Ranks {
+    /// Makes each rank of `commands`' number.
+    fn start(commands: Vec<Command>) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port().to_string();
+        drop(free);
+        let world = commands.len().to_string();
+        let start = |(rank, mut command): (usize, Command)| {
+            let rank = rank.to_string();
+            let place = [
+                ("RANK", &rank),
+                ("LOCAL_RANK", &rank),
+                ("WORLD_SIZE", &world),
+                ("MASTER_PORT", &port),
+            ];
+            command.envs(place).env("MASTER_ADDR", "127.0.0.1");
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        Self(commands.into_iter().enumerate().map(start).collect())
+    }
+
+    /// All ranks of `sandbox`'s run.
+    fn of(sandbox: &Sandbox, world: usize, arguments: &[&str]) -> Self {
+        Self::start((0..world).map(|_| command(sandbox, arguments)).collect())
+    }
+
+    /// Kills a rank as soon as `file` is there; whether the run was unfinished then.
+    fn kill_at(&mut self, rank: usize, sandbox: &Sandbox, file: &str) -> bool {
+        let (file, start) = (sandbox.tiny(file), Instant::now());
+        while !file.exists() {
+            assert!(start.elapsed() < Duration::from_secs(120), "never came");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.0[rank].kill().unwrap();
+        !sandbox.tiny("summary.json").exists()
+    }
+
+    fn end(self) -> Vec<Done> {
+        let end = |child: Child| {
+            let output = child.wait_with_output().unwrap();
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+            Done {
+                ok: output.status.success(),
+                stdout: text(output.stdout),
+                stderr: text(output.stderr),
+            }
+        };
+        self.0.into_iter().map(end).collect()
+    }
+
+    /// All must succeed; all but rank 0 in silence.
+    fn succeed(self) {
+        for (rank, done) in self.end().into_iter().enumerate() {
+            assert!(done.ok, "rank {rank}: {}", done.stderr);
+            if rank > 0 {
+                assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("", ""));
+            }
+        }
+    }
+}
+
+fn command(sandbox: &Sandbox, arguments: &[&str]) -> Command {
+    let words = ["run", "tiny.toml", "--quiet", "--rank-timeout", "60"];
+    sandbox.command(&[&words, arguments].concat())
+}
+
+/// A whole run of so many ranks.
+fn whole(world: usize, arguments: &[&str]) -> Sandbox {
+    let sandbox = sandbox();
+    Ranks::of(&sandbox, world, arguments).succeed();
+    sandbox
+}
+
+/// Weights and running statistics after a phase's last epoch.
+fn weights(sandbox: &Sandbox, phase: &str) -> BTreeMap<String, tch::Tensor> {
+    let path = sandbox.tiny(&format!("checkpoints/{phase}/last.safetensors"));
+    Checkpoint::load(&path).unwrap().section("network.")
+}
+
+/// The largest difference between any two weights.
+fn difference(a: &Sandbox, b: &Sandbox, phase: &str) -> f64 {
+    let (a, b) = (weights(a, phase), weights(b, phase));
+    assert!(a.keys().eq(b.keys()));
+    let each = a
+        .iter()
+        .map(|(name, t)| (t - &b[name]).abs().max().double_value(&[]));
+    each.fold(0., f64::max)
+}
+
+fn assert_near(found: &Sandbox, expected: &Sandbox, phases: &[&str]) {
+    for phase in phases {
+        let most = difference(found, expected, phase);
+        eprintln!("{phase}: weights differ by {most:.1e}");
+        assert!(most < 1e-5, "{phase}: weights differ by {most:e}");
+    }
+}
+
+#[test]
+fn two_and_three_ranks_train_the_network_of_one_process() {
+    let alone = whole(1, &[]);
+    for world in [2, 3] {
+        let together = whole(world, &[]);
+        assert_near(&together, &alone, &["ann", "t2", "t1"]);
+        let kinds = |s: &Sandbox| {
+            s.events()
+                .iter()
+                .map(|e| e["kind"].clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(&together), kinds(&alone));
+    }
+}
+
+#[test]
+fn a_rank_without_an_image_in_a_batch_takes_part_in_the_step() {
+    let few = [
+        "--set",
+        "ann.batch_size=2",
+        "--set",
+        "ann.epochs=1",
+        "--set",
+        // Statistics of two images are near to nothing, and what they divide by is too.
+        "ann.learning_rate=0.01",
+        "--set",
+        "limits.batches=55",
+    ];
+    assert_near(&whole(3, &few), &whole(1, &few), &["ann"]);
+}
+
+#[test]
+fn accumulated_steps_are_those_of_one_process() {
+    let steps = ["--set", "ann.accumulate=3", "--set", "snn.accumulate=3"];
+    assert_near(&whole(2, &steps), &whole(1, &steps), &["ann", "t2"]);
+}
+
+/// Kills `victim` of so many ranks, looks at what the others say, and returns the folder.
+fn killed(victim: usize, world: usize, file: &str) -> Sandbox {
+    for _ in 0..20 {
+        let sandbox = sandbox();
+        let mut ranks = Ranks::of(&sandbox, world, &[]);
+        // A run that was faster than the kill is started again.
+        let unfinished = ranks.kill_at(victim, &sandbox, file);
+        let start = Instant::now();
+        let done = ranks.end();
+        if !unfinished {
+            continue;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "the others hung");
+        for (rank, done) in done.iter().enumerate().filter(|(rank, _)| *rank != victim) {
+            let said = done.sentence();
+            let begin = format!("error: rank {rank} of {world}, ");
+            assert!(said.starts_with(&begin), "{said}");
+            assert!(said.contains(&format!("rank {victim} is lost")), "{said}");
+        }
+        return sandbox;
+    }
+    panic!("every run was over before it could be killed");
+}
+
+#[test]
+fn when_a_rank_is_killed_the_others_name_it_and_the_resumed_run_ends_in_the_same_weights() {
+    let expected = whole(2, &[]).weights();
+    for (victim, file) in [
+        (1, "checkpoints/ann/last.safetensors"),
+        (0, "checkpoints/t2/best.safetensors"),
+    ] {
+        let sandbox = killed(victim, 2, file);
+        Ranks::of(&sandbox, 2, &["--resume"]).succeed();
+        assert!(sandbox.weights() == expected, "after rank {victim}'s end");
+        assert!(sandbox.events().iter().any(|e| e["kind"] == "resume"));
+    }
+}
+
+#[test]
+fn a_run_that_lost_a_rank_goes_on_with_another_number_of_ranks() {
+    let alone = whole(1, &[]);
+    for world in [1, 2] {
+        let sandbox = killed(2, 3, "checkpoints/ann/last.safetensors");
+        Ranks::of(&sandbox, world, &["--resume"]).succeed();
+        assert_near(&sandbox, &alone, &["ann", "t2", "t1"]);
+    }
+}
+
+#[test]
+fn a_rank_with_another_config_is_refused_and_nothing_is_written() {
+    let sandbox = sandbox();
+    let other = command(&sandbox, &["--set", "ann.learning_rate=0.01"]);
+    let done = Ranks::start(vec![command(&sandbox, &[]), other]).end();
+    let why = "rank 1 has another config than rank 0: `ann.learning_rate` is 0.01, not 0.05";
+    assert_eq!(done[1].sentence(), format!("error: {why}"));
+    assert!(
+        done[0]
+            .sentence()
+            .ends_with(&format!("rank 1 stopped ({why})"))
+    );
+    assert!(!sandbox.path("runs").exists());
+}
+
+#[test]
+fn a_rank_of_another_build_is_refused_and_nothing_is_written() {
+    let sandbox = sandbox();
+    // The same program with a byte behind its end: it runs, and is another file. Beside the real one, so that it finds its libraries.
+    let real = Path::new(env!("CARGO_BIN_EXE_fewstep"));
+    let mut bytes = std::fs::read(real).unwrap();
+    bytes.push(0);
+    let copy = sandbox.path("fewstep");
+    std::fs::write(&copy, bytes).unwrap();
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut other = Command::new(&copy);
+    let same = command(&sandbox, &[]);
+    other.args(same.get_args()).current_dir(sandbox.path(""));
+    for done in Ranks::start(vec![same, other]).end() {
+        let said = done.sentence();
+        assert!(said.contains("the build: rank 0 has `fewstep "), "{said}");
+        assert!(said.contains(", rank 1 has `fewstep "), "{said}");
+    }
+    assert!(!sandbox.path("runs").exists());
+}
+
+#[test]
+fn a_disk_that_is_full_stops_all_ranks_and_leaves_the_last_good_checkpoint() {
+    let expected = whole(2, &[]).weights();
+    let last = "checkpoints/ann/last.safetensors";
+    let sandbox = killed(0, 2, last);
+    let good = std::fs::read(sandbox.tiny(last)).unwrap();
+    // Files that grow past this size can't be written; the log stays below, checkpoints do not.
+    let room = 16;
+    assert!(good.len() > room << 10);
+    let arguments = ["--resume"];
+    let inner = command(&sandbox, &arguments);
+    let mut rank_0 = Command::new("bash");
+    let script = format!("trap '' XFSZ; ulimit -f {room}; exec \"$@\"");
+    rank_0
+        .args(["-c", &script, "bash"])
+        .arg(inner.get_program());
+    rank_0.args(inner.get_args()).current_dir(sandbox.path(""));
+    let done = Ranks::start(vec![rank_0, command(&sandbox, &arguments)]).end();
+    let said = done[0].sentence();
+    let failed = "safetensors: could not be written: File too large";
+    assert!(
+        said.contains("error: runs/tiny/checkpoints/ann/") && said.contains(failed),
+        "{said}"
+    );
+    let heard = done[1].sentence();
+    assert!(heard.contains(": rank 0 "), "{heard}");
+    assert!(std::fs::read(sandbox.tiny(last)).unwrap() == good);
+    Ranks::of(&sandbox, 2, &["--resume"]).succeed();
+    assert!(sandbox.weights() == expected);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_all_ranks_with_one_sentence() {
+    let sandbox = sandbox();
+    let done = Ranks::of(&sandbox, 2, &["--set", "ann.learning_rate=1e30"]).end();
+    let said = done[0].sentence();
+    assert!(said.starts_with("error: stage ann: "), "{said}");
+    assert_eq!(done[1].sentence(), said);
+}
