@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use fewstep_torch::Checkpoint;
 
 use crate::common::{Done, Sandbox, TINY};
+use crate::harmonica::{DIT, HARMONICA};
 
 /// 55 steps of each phase, with batch norm, dropout, augmentation, distillation and the penalty on spikes.
 fn config() -> String {
@@ -98,20 +99,32 @@ fn command(sandbox: &Sandbox, arguments: &[&str]) -> Command {
 
 /// A whole run of so many ranks.
 fn whole(world: usize, arguments: &[&str]) -> Sandbox {
-    let sandbox = sandbox();
+    whole_of(&config(), world, arguments)
+}
+
+fn whole_of(config: &str, world: usize, arguments: &[&str]) -> Sandbox {
+    let sandbox = Sandbox::with_config(config);
     Ranks::of(&sandbox, world, arguments).succeed();
     sandbox
 }
 
 /// Weights and running statistics after a phase's last epoch.
 fn weights(sandbox: &Sandbox, phase: &str) -> BTreeMap<String, tch::Tensor> {
-    let path = sandbox.tiny(&format!("checkpoints/{phase}/last.safetensors"));
-    Checkpoint::load(&path).unwrap().section("network.")
+    section(sandbox, &format!("{phase}/last.safetensors"), "network.")
+}
+
+/// Part of a checkpoint of a run.
+fn section(sandbox: &Sandbox, file: &str, section: &str) -> BTreeMap<String, tch::Tensor> {
+    let path = sandbox.tiny(&format!("checkpoints/{file}"));
+    Checkpoint::load(&path).unwrap().section(section)
 }
 
 /// The largest difference between any two weights.
 fn difference(a: &Sandbox, b: &Sandbox, phase: &str) -> f64 {
-    let (a, b) = (weights(a, phase), weights(b, phase));
+    most(&weights(a, phase), &weights(b, phase))
+}
+
+fn most(a: &BTreeMap<String, tch::Tensor>, b: &BTreeMap<String, tch::Tensor>) -> f64 {
     assert!(a.keys().eq(b.keys()));
     let each = a
         .iter()
@@ -122,7 +135,6 @@ fn difference(a: &Sandbox, b: &Sandbox, phase: &str) -> f64 {
 fn assert_near(found: &Sandbox, expected: &Sandbox, phases: &[&str]) {
     for phase in phases {
         let most = difference(found, expected, phase);
-        eprintln!("{phase}: weights differ by {most:.1e}");
         assert!(most < 1e-5, "{phase}: weights differ by {most:e}");
     }
 }
@@ -167,8 +179,12 @@ fn accumulated_steps_are_those_of_one_process() {
 
 /// Kills `victim` of so many ranks, looks at what the others say, and returns the folder.
 fn killed(victim: usize, world: usize, file: &str) -> Sandbox {
+    killed_of(&config(), victim, world, file)
+}
+
+fn killed_of(config: &str, victim: usize, world: usize, file: &str) -> Sandbox {
     for _ in 0..20 {
-        let sandbox = sandbox();
+        let sandbox = Sandbox::with_config(config);
         let mut ranks = Ranks::of(&sandbox, world, &[]);
         // A run that was faster than the kill is started again.
         let unfinished = ranks.kill_at(victim, &sandbox, file);
@@ -287,4 +303,53 @@ fn a_loss_that_is_no_number_stops_all_ranks_with_one_sentence() {
     let said = done[0].sentence();
     assert!(said.starts_with("error: stage ann: "), "{said}");
     assert_eq!(done[1].sentence(), said);
+}
+
+#[test]
+fn ranks_train_the_diffusion_transformer_of_one_process_and_resume_to_it() {
+    let longer = DIT
+        .replace("steps = 40", "steps = 50")
+        .replace("learning_rate = 1e-3", "learning_rate = 1e-4");
+    let average = |s: &Sandbox| section(s, "dit.safetensors", "ema/");
+    let expected = average(&whole_of(&longer, 1, &[]));
+    let two = whole_of(&longer, 2, &[]);
+    assert!(most(&average(&two), &expected) < 1e-5);
+    assert_eq!(two.summary()["ranks"], 2);
+    let sandbox = killed_of(&longer, 1, 2, "checkpoints/dit.safetensors");
+    Ranks::of(&sandbox, 2, &["--resume"]).succeed();
+    assert_eq!(average(&sandbox), average(&two));
+}
+
+#[test]
+fn ranks_learn_the_routers_of_one_process_and_resume_to_them() {
+    let slower = HARMONICA.replace("learning_rate = 0.5", "learning_rate = 0.01");
+    let of = |s: &Sandbox, name: &str| section(s, &format!("{name}/router.safetensors"), "logits");
+    let one = whole_of(&slower, 1, &[]);
+    let two = whole_of(&slower, 2, &[]);
+    for name in ["harmonica", "l2c"] {
+        assert_eq!(of(&two, name).len(), 1);
+        assert!(most(&of(&two, name), &of(&one, name)) < 1e-5, "{name}");
+    }
+    let sandbox = killed_of(&slower, 0, 2, "checkpoints/l2c/router.safetensors");
+    Ranks::of(&sandbox, 2, &["--resume"]).succeed();
+    for name in ["harmonica", "l2c"] {
+        assert_eq!(of(&sandbox, name), of(&two, name));
+    }
+}
+
+#[test]
+fn a_batch_smaller_than_the_ranks_is_refused_before_a_folder_is_made() {
+    for (config, key) in [
+        (DIT, "training.batch_size"),
+        (HARMONICA, "routers.harmonica.batch_size"),
+    ] {
+        let sandbox = Sandbox::with_config(config);
+        let set = format!("{key}=1");
+        for done in Ranks::of(&sandbox, 2, &["--set", &set]).end() {
+            let said = done.sentence();
+            let expected = format!("`{key}`: expected at least one for each of 2 ranks, found 1");
+            assert!(said.ends_with(&expected), "{said}");
+        }
+        assert!(!sandbox.path("runs").exists());
+    }
 }

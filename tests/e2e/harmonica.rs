@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::common::{Sandbox, timeless};
 
 /// A second of training a DiT.
-const DIT: &str = r#"name = "tiny"
+pub const DIT: &str = r#"name = "tiny"
 method = "dit"
 device = "cpu"
 threads = 1
@@ -42,7 +42,7 @@ scale = 1.5
 "#;
 
 /// A few seconds of learning routers for the DiT that fewstep carries.
-const HARMONICA: &str = r#"name = "tiny"
+pub const HARMONICA: &str = r#"name = "tiny"
 method = "harmonica"
 device = "cpu"
 threads = 1

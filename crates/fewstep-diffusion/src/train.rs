@@ -1,15 +1,16 @@
 //! Training a DiT on images: noise prediction with classifier-free label dropout and an exponential moving average of the weights.
 //!
 //! Every random number of a step comes from the seed and the step's number, so a training that was killed and resumes takes the
-//! steps it would have taken.
+//! steps it would have taken. Several ranks share each batch: a rank draws the numbers of all of it and keeps those of its part.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use fewstep_datasets::{Augment, Batch, Dataset, Loader, LoaderOptions, Statistics};
+use fewstep_datasets::{Augment, Batch, Dataset, Loader, LoaderOptions, Shard, Statistics};
 use fewstep_torch::options::expect;
 use fewstep_torch::{
-    Checkpoint, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, checkpoint, seed,
+    Checkpoint, Group, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, Part,
+    Reducer, checkpoint, seed,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -193,9 +194,13 @@ fn steps_of(file: &Checkpoint, path: &Path) -> Result<u32> {
 
 /// Trains a DiT and returns the averaged weights. Goes on from the checkpoint in `folder` if there is one.
 ///
+/// Each rank of `group` must be given the same config, options, data and seed. They share every batch, so that the weights are those of
+/// one process but for the order of sums. Only rank 0 touches the folder, and a training may go on with another number of ranks.
+///
 /// # Errors
-/// Options or images that do not fit the model, a loss that is not a number, a checkpoint that can't be read or written, or an
-/// error of `observe`.
+/// Options or images that do not fit the model, fewer images in a batch than ranks, a loss that is not a number, a checkpoint that can't
+/// be read or written, a lost rank, or an error of `observe`.
+#[expect(clippy::too_many_arguments, reason = "each is one thing")]
 pub fn train(
     config: &DitConfig,
     options: &TrainOptions,
@@ -203,13 +208,19 @@ pub fn train(
     run_seed: u64,
     folder: &Path,
     device: Device,
+    group: &Group,
     observe: &mut dyn FnMut(&TrainEvent) -> Result<()>,
 ) -> Result<Dit> {
-    let mut trainer = Trainer::new(config, options, data, run_seed, device)?;
+    let mut trainer = Trainer::new(config, options, data, run_seed, device, group)?;
     let path = folder.join(CHECKPOINT);
-    if path.exists() {
-        trainer.load(&path)?;
-    }
+    trainer.resume(&path)?;
+    let parameters: Vec<_> = trainer
+        .dit
+        .parameters()
+        .into_iter()
+        .map(|(_, p)| p)
+        .collect();
+    let reducer = group.reducer(&parameters)?;
     let per_epoch = trainer.loader.batches_per_epoch().max(1) as u64;
     while trainer.step < options.steps {
         let (epoch, first) = (
@@ -217,9 +228,7 @@ pub fn train(
             u64::from(trainer.step) % per_epoch,
         );
         for batch in trainer.loader.epoch_from(epoch, first as usize) {
-            let batch = batch?;
-            let (images, labels) = to_tensors(&batch)?;
-            let (loss, learning_rate) = trainer.take_step(&images, &labels)?;
+            let (loss, learning_rate) = trainer.take_step(&batch?, reducer.as_ref())?;
             let step = trainer.step;
             observe(&TrainEvent::Step {
                 step,
@@ -232,7 +241,9 @@ pub fn train(
                     step,
                     validation_loss,
                 })?;
-                trainer.save(&path)?;
+                if group.leads() {
+                    trainer.save(&path)?;
+                }
             }
             if step == options.steps {
                 break;
@@ -251,8 +262,23 @@ struct Trainer<'a> {
     schedule: NoiseSchedule,
     loader: Loader,
     validation: Loader,
+    group: &'a Group,
     seed: u64,
     step: u32,
+}
+
+/// This process's share of the work on each batch.
+fn shard(group: &Group) -> Shard {
+    Shard {
+        rank: group.rank(),
+        world: group.world(),
+    }
+}
+
+/// Timesteps `[n]` and noise `[n, C, H, W]` of a part.
+struct Drawn {
+    timesteps: Tensor,
+    noise: Tensor,
 }
 
 impl<'a> Trainer<'a> {
@@ -262,6 +288,7 @@ impl<'a> Trainer<'a> {
         data: &TrainData,
         run_seed: u64,
         device: Device,
+        group: &'a Group,
     ) -> Result<Self> {
         config
             .validate()
@@ -290,18 +317,26 @@ impl<'a> Trainer<'a> {
             mean: vec![0.5; shape.channels],
             std: vec![0.5; shape.channels],
         };
+        let batch_size = options.batch_size.min(data.train.len());
+        if batch_size < group.world() {
+            let expected = format!("an image for each of {} ranks", group.world());
+            return Err(Error::option("batch_size", expected, batch_size));
+        }
+        let shard = shard(group);
         let loader = LoaderOptions {
-            batch_size: options.batch_size.min(data.train.len()),
+            batch_size,
             shuffle: true,
             drop_last: true,
             augment: options.augment,
             statistics: statistics.clone(),
             seed: seed::derive(run_seed, &[1]),
+            shard,
             ..LoaderOptions::default()
         };
         let validation = LoaderOptions {
             batch_size: options.batch_size.min(data.validation.len().max(1)),
             statistics,
+            shard,
             ..LoaderOptions::default()
         };
         let dit = Dit::new(config, run_seed)?.to(device, Kind::Float)?;
@@ -309,16 +344,17 @@ impl<'a> Trainer<'a> {
         for (_, p) in dit.parameters() {
             let _ = p.f_set_requires_grad(true)?;
         }
-        let group = ParameterGroup {
+        let parameters = ParameterGroup {
             parameters: dit.parameters(),
             weight_decay: options.weight_decay,
             lr_factor: 1.,
         };
         Ok(Self {
-            optimiser: Optimiser::new(options.optimiser, vec![group])?,
+            optimiser: Optimiser::new(options.optimiser, vec![parameters])?,
             schedule: NoiseSchedule::new(&options.noise)?,
             loader: Loader::new(data.train.clone(), loader)?,
             validation: Loader::new(data.validation.clone(), validation)?,
+            group,
             seed: run_seed,
             step: 0,
             options,
@@ -327,12 +363,19 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn take_step(&mut self, images: &Tensor, labels: &Tensor) -> Result<(f64, f64)> {
+    /// One step on this rank's part of a batch. Returns the loss of the whole batch and the learning rate.
+    fn take_step(&mut self, batch: &Batch, reducer: Option<&Reducer>) -> Result<(f64, f64)> {
         let o = self.options;
         let mut rng = random::generator(self.seed, Use::Training, &[u64::from(self.step)]);
-        let labels = self.drop_labels(labels, &mut rng)?;
-        let loss = self.loss(&self.dit, images, &labels, &mut rng, o.loss)?;
-        let value = loss.f_double_value(&[])?;
+        // Incomplete batches are left out.
+        let part = self.group.part(self.loader.images_in(0) as i64);
+        let (images, labels) = to_tensors(batch)?;
+        let labels = self.drop_labels(&labels, &part, &mut rng)?;
+        let drawn = self.draw(&part, &mut rng)?;
+        let loss = self.loss(&self.dit, &images, &labels, &drawn, o.loss)?;
+        let mut value = [loss.f_double_value(&[])? * part.weight()];
+        self.group.sum("the loss", &mut value)?;
+        let [value] = value;
         self.step += 1;
         if !value.is_finite() {
             return Err(Error::Diverged {
@@ -341,7 +384,13 @@ impl<'a> Trainer<'a> {
             });
         }
         self.optimiser.zero_grad();
-        loss.f_backward()?;
+        match reducer {
+            // The mean over ranks of this is the mean over the batch.
+            Some(reducer) => {
+                reducer.backward(&(loss * (part.weight() * self.group.world() as f64)))?;
+            }
+            None => loss.f_backward()?,
+        }
         if let Some(largest) = o.gradient_clip {
             clip(&self.dit.parameters(), largest)?;
         }
@@ -361,15 +410,28 @@ impl<'a> Trainer<'a> {
         Ok((value, learning_rate))
     }
 
-    fn drop_labels(&self, labels: &Tensor, rng: &mut impl Rng) -> Result<Tensor> {
+    /// Gives a share of the labels `[n]` of this part up for the null class.
+    fn drop_labels(&self, labels: &Tensor, part: &Part, rng: &mut impl Rng) -> Result<Tensor> {
         let config = self.dit.config();
         let mut labels = Vec::<i64>::try_from(labels)?;
-        for label in &mut labels {
-            if f64::from(rng.next_u32()) < config.class_dropout * 2f64.powi(32) {
-                *label = config.classes;
+        let own = part.numbers();
+        for image in 0..part.batch as u64 {
+            let dropped = f64::from(rng.next_u32()) < config.class_dropout * 2f64.powi(32);
+            if dropped && own.contains(&image) {
+                labels[(image - own.start) as usize] = config.classes;
             }
         }
         Ok(Tensor::f_from_slice(&labels)?)
+    }
+
+    fn draw(&self, part: &Part, rng: &mut rand_chacha::ChaCha8Rng) -> Result<Drawn> {
+        let (n, c) = (part.batch, self.dit.config());
+        let timesteps = random::integers(rng, n, self.schedule.alphas_cumprod().len() as i64)?;
+        let noise = random::normal(rng, &[n, c.channels, c.input_size, c.input_size])?;
+        Ok(Drawn {
+            timesteps: part.rows(&timesteps)?,
+            noise: part.rows(&noise)?,
+        })
     }
 
     fn loss(
@@ -377,14 +439,13 @@ impl<'a> Trainer<'a> {
         dit: &Dit,
         images: &Tensor,
         labels: &Tensor,
-        rng: &mut rand_chacha::ChaCha8Rng,
+        drawn: &Drawn,
         which: Loss,
     ) -> Result<Tensor> {
-        let (device, n) = (dit.device(), images.size()[0]);
-        let timesteps = random::integers(rng, n, self.schedule.alphas_cumprod().len() as i64)?;
-        let noise = random::normal(rng, &images.size())?.f_to_device(device)?;
+        let device = dit.device();
+        let (timesteps, noise) = (&drawn.timesteps, drawn.noise.f_to_device(device)?);
         let images = images.f_to_device(device)?;
-        let x = self.schedule.q_sample(&images, &timesteps, &noise)?;
+        let x = self.schedule.q_sample(&images, timesteps, &noise)?;
         let t = timesteps.f_to_device(device)?.f_to_kind(Kind::Float)?;
         let output = dit.forward(&x, &t, &labels.f_to_device(device)?, &mut ComputeAll)?;
         let channels = dit.config().channels;
@@ -393,31 +454,37 @@ impl<'a> Trainer<'a> {
         if which == Loss::Mse {
             return Ok(mse);
         }
-        let bound = variance::bound(&self.schedule, &images, &x, &timesteps, &output)?;
+        let bound = variance::bound(&self.schedule, &images, &x, timesteps, &output)?;
         Ok(mse.f_add(&bound)?)
     }
 
     fn validation_loss(&self) -> Result<f64> {
         let _guard = tch::no_grad_guard();
         let mut rng = random::generator(self.seed, Use::Training, &[u64::MAX]);
-        let (mut sum, mut seen) = (0., 0);
-        for batch in self.validation.epoch(0) {
+        // Loss and images of this part.
+        let mut sums = [0., 0.];
+        let mut left = self.options.validation_images as i64;
+        for (number, batch) in self.validation.epoch(0).enumerate() {
             let batch = batch?;
-            let left = self.options.validation_images.saturating_sub(seen);
-            let n = batch.labels.len().min(left);
-            if n == 0 {
+            let all = self.validation.images_in(number) as i64;
+            let part = self.group.part(all).of_first(left);
+            if part.batch == 0 {
                 break;
             }
+            left -= part.batch;
+            let drawn = self.draw(&part, &mut rng)?;
+            if part.len == 0 {
+                continue;
+            }
             let (images, labels) = to_tensors(&batch)?;
-            let (images, labels) = (
-                images.f_narrow(0, 0, n as i64)?,
-                labels.f_narrow(0, 0, n as i64)?,
-            );
-            let loss = self.loss(&self.average, &images, &labels, &mut rng, Loss::Mse)?;
-            sum += loss.f_double_value(&[])? * n as f64;
-            seen += n;
+            let n = part.len;
+            let (images, labels) = (images.f_narrow(0, 0, n)?, labels.f_narrow(0, 0, n)?);
+            let loss = self.loss(&self.average, &images, &labels, &drawn, Loss::Mse)?;
+            sums[0] += loss.f_double_value(&[])? * n as f64;
+            sums[1] += n as f64;
         }
-        Ok(sum / seen.max(1) as f64)
+        self.group.sum("the validation loss", &mut sums)?;
+        Ok(sums[0] / sums[1].max(1.))
     }
 
     fn save(&self, path: &Path) -> Result<()> {
@@ -436,14 +503,28 @@ impl<'a> Trainer<'a> {
         Ok(file.save(path)?)
     }
 
-    fn load(&mut self, path: &Path) -> Result<()> {
+    /// Takes up the checkpoint where there is one.
+    fn resume(&mut self, path: &Path) -> Result<()> {
+        let group = self.group;
+        self.step = group.told("what is done", || match path.exists() {
+            true => self.load(path),
+            false => Ok(0),
+        })?;
+        group.spread("the weights", self.dit.parameters())?;
+        group.spread("the averaged weights", self.average.parameters())?;
+        Ok(group.spread("the optimiser's state", self.optimiser.state())?)
+    }
+
+    /// Returns the steps that the checkpoint has behind it.
+    fn load(&mut self, path: &Path) -> Result<u32> {
         let _guard = tch::no_grad_guard();
         let file = Checkpoint::load(path)?;
-        self.step = steps_of(&file, path)?;
+        let step = steps_of(&file, path)?;
         let what = path.display().to_string();
         checkpoint::copy_into(&self.dit.parameters(), &file.section("model/"), &what)?;
         checkpoint::copy_into(&self.average.parameters(), &file.section("ema/"), &what)?;
-        Ok(self.optimiser.load_state(&file.section("optimiser/"))?)
+        self.optimiser.load_state(&file.section("optimiser/"))?;
+        Ok(step)
     }
 }
 

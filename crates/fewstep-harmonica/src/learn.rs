@@ -2,7 +2,8 @@
 //! Learning-to-Cache's own training (arXiv 2406.01733) as the rival.
 //!
 //! The DiT is frozen. A trajectory is sampled with the cached student; at each step the uncached teacher says, for the same latents,
-//! what would have been computed, and one row of the router takes one AdamW step.
+//! what would have been computed, and one row of the router takes one AdamW step. Several ranks share the trajectories of a batch; a row's
+//! gradient is reduced over them.
 
 mod job;
 mod l2c;
@@ -20,7 +21,7 @@ use fewstep_diffusion::random::{self, Use};
 use fewstep_diffusion::sampler::Sampler;
 use fewstep_diffusion::{Dit, Guidance, SubModule};
 use fewstep_torch::options::expect;
-use fewstep_torch::{Checkpoint, Optimiser, OptimiserConfig, ParameterGroup};
+use fewstep_torch::{Checkpoint, Group, Optimiser, OptimiserConfig, ParameterGroup, Part, Reduce};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -286,15 +287,20 @@ fn number<T: std::str::FromStr>(file: &Checkpoint, key: &str, path: &Path) -> Re
 
 /// Learns a router. Goes on from the checkpoint in `folder` if there is one. `images` are what Learning-to-Cache learns from.
 ///
+/// Each rank of `group` must be given the same setting, options, images and seed. They share every batch of trajectories, so that the
+/// router is that of one process but for the order of sums. Only rank 0 touches the folder, and a training may go on with another number
+/// of ranks.
+///
 /// # Errors
-/// Options out of range, Learning-to-Cache without images, a checkpoint that can't be read or written, a loss that is not a number,
-/// or an error of `observe`.
+/// Options out of range, fewer latents in a batch than ranks, Learning-to-Cache without images, a checkpoint that can't be read or
+/// written, a loss that is not a number, a lost rank, or an error of `observe`.
 pub fn learn(
     setting: Setting<'_>,
     options: &LearnOptions,
     images: Option<&Images<'_>>,
     seed: u64,
     folder: &Path,
+    group: &Group,
     observe: &mut dyn FnMut(&LearnEvent) -> Result<()>,
 ) -> Result<Learned> {
     options.validate().map_err(|(key, reason)| Error::Invalid {
@@ -307,14 +313,17 @@ pub fn learn(
             "sdt, because l2c noises images at whole timesteps, which flow matching does not have";
         return Err(Error::option("training", expected, "l2c"));
     }
+    if options.batch_size < group.world() as i64 {
+        let expected = format!("a latent for each of {} ranks", group.world());
+        let found = options.batch_size.to_string();
+        return Err(Error::option("batch_size", expected, found));
+    }
     for (_, p) in setting.dit.parameters() {
         let _ = p.f_set_requires_grad(false)?;
     }
-    let mut learner = Learner::new(setting, options, seed)?;
+    let mut learner = Learner::new(setting, options, seed, group)?;
     let path = folder.join(CHECKPOINT);
-    if path.exists() {
-        learner.load(&path)?;
-    }
+    learner.resume(&path)?;
     let reference = job::Reference::new(&learner)?;
     while learner.trajectory < options.trajectories {
         let started = Instant::now();
@@ -346,7 +355,9 @@ pub fn learn(
                 trajectory,
                 error_per_step,
             })?;
-            learner.save(&path)?;
+            if group.leads() {
+                learner.save(&path)?;
+            }
         }
     }
     let training = serde_json::to_value(options).unwrap_or_default();
@@ -359,6 +370,9 @@ pub fn learn(
 struct Learner<'a> {
     setting: Setting<'a>,
     options: &'a LearnOptions,
+    group: &'a Group,
+    /// This rank's share of a batch.
+    part: Part,
     /// One parameter `[N]` and one optimiser a row: a row that is not trained at a step must not move, not even by momentum.
     rows: Vec<Tensor>,
     optimisers: Vec<Optimiser>,
@@ -372,7 +386,12 @@ struct Learner<'a> {
 }
 
 impl<'a> Learner<'a> {
-    fn new(setting: Setting<'a>, options: &'a LearnOptions, seed: u64) -> Result<Self> {
+    fn new(
+        setting: Setting<'a>,
+        options: &'a LearnOptions,
+        seed: u64,
+        group: &'a Group,
+    ) -> Result<Self> {
         let steps = setting.sampler.timesteps().len();
         let config = setting.dit.config();
         let n = config.sub_modules();
@@ -392,17 +411,19 @@ impl<'a> Learner<'a> {
             let parameter = Tensor::f_from_slice(row)?
                 .f_to_device(device)?
                 .f_set_requires_grad(true)?;
-            let group = ParameterGroup {
+            let parameters = ParameterGroup {
                 parameters: vec![("prob".into(), parameter.shallow_clone())],
                 weight_decay: 0.,
                 lr_factor: 1.,
             };
-            optimisers.push(Optimiser::new(ADAMW, vec![group])?);
+            optimisers.push(Optimiser::new(ADAMW, vec![parameters])?);
             rows.push(parameter);
         }
         Ok(Self {
             setting,
             options,
+            group,
+            part: group.part(options.batch_size),
             rows,
             optimisers,
             lambda: vec![1.; steps],
@@ -440,20 +461,40 @@ impl<'a> Learner<'a> {
         Ok(part(output)?.f_mse_loss(&part(target)?, tch::Reduction::Mean)?)
     }
 
-    /// One AdamW step of a row on `error` · lambda + beta · penalty, and the clamp. Returns the loss.
-    fn update(&mut self, row: usize, r: &Tensor, error: &Tensor) -> Result<f64> {
+    /// One AdamW step of a row on `error` · lambda + beta · penalty, and the clamp. `error` is that of this rank's part; returned are the loss
+    /// and the plain error of the whole batch.
+    fn update(&mut self, row: usize, r: &Tensor, error: &Tensor) -> Result<(f64, f64)> {
         let o = self.options;
         let penalty = r.f_mul(&self.costs)?.f_sum(Kind::Float)?;
+        // The sum over ranks of this is the loss of the batch.
         let loss = error
             .f_mul_scalar(self.lambda[row])?
-            .f_add(&penalty.f_mul_scalar(o.beta)?)?;
-        let value = loss.f_double_value(&[])?;
+            .f_add(&penalty.f_mul_scalar(o.beta)?)?
+            .f_mul_scalar(self.part.weight())?;
         self.optimisers[row].zero_grad();
         loss.f_backward()?;
+        let mse = error.f_mul_scalar(self.part.weight())?;
+        let mut values = [loss.f_detach()?, mse.f_detach()?];
+        if self.group.world() > 1 {
+            // One message carries all three.
+            let mut gradient = self.rows[row].grad();
+            let all = Tensor::f_cat(
+                &[&gradient, &values[0].f_view(1)?, &values[1].f_view(1)?],
+                0,
+            )?;
+            self.group
+                .all_reduce("the row's gradient", &all, Reduce::Sum)?;
+            let n = gradient.size()[0];
+            gradient.f_copy_(&all.f_narrow(0, 0, n)?)?;
+            values = [all.f_get(n)?, all.f_get(n + 1)?];
+        }
         self.optimisers[row].step(o.learning_rate)?;
         let _guard = tch::no_grad_guard();
         let _ = self.rows[row].f_clamp_(-f64::from(LOGIT_LIMIT), f64::from(LOGIT_LIMIT))?;
-        Ok(value)
+        Ok((
+            values[0].f_double_value(&[])?,
+            values[1].f_double_value(&[])?,
+        ))
     }
 
     fn logits(&self) -> Result<Tensor> {
@@ -492,6 +533,23 @@ impl<'a> Learner<'a> {
             file = file.with_all(&format!("optimiser/{row}/"), optimiser.state());
         }
         Ok(file.save(path)?)
+    }
+
+    /// Takes up the checkpoint where there is one.
+    fn resume(&mut self, path: &Path) -> Result<()> {
+        let group = self.group;
+        let done = group.told("what is done", || -> Result<_> {
+            if path.exists() {
+                self.load(path)?;
+            }
+            Ok((self.trajectory, self.seconds, self.lambda.clone()))
+        })?;
+        (self.trajectory, self.seconds, self.lambda) = done;
+        for (row, optimiser) in self.rows.iter().zip(&self.optimisers) {
+            group.broadcast("the router", &row.f_detach()?, 0)?;
+            group.spread("the optimisers' states", optimiser.state())?;
+        }
+        Ok(())
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use crate::data::{Data, Split};
 use crate::evaluate::evaluate;
 use crate::loss::{cross_entropy, distillation};
-use crate::ranks::{Part, first_words, shard, spread, told};
+use crate::ranks::{Part, first_words, shard};
 use crate::{Error, Evaluation, Event, Observer, PhaseKind, PhasePlan, Result};
 
 /// How far a phase has come.
@@ -57,7 +57,7 @@ impl Trainer<'_> {
 
     /// Whether a checkpoint of this phase is there, so that its start need not be prepared again.
     pub(crate) fn has_begun(&self) -> Result<bool> {
-        told(self.group, "what is done", || Ok(self.last().exists()))
+        self.group.told("what is done", || Ok(self.last().exists()))
     }
 
     /// Takes up the weights that were best on validation.
@@ -66,7 +66,7 @@ impl Trainer<'_> {
         if self.group.leads() {
             network.load(&load(&best)?.section(""), &best.display().to_string())?;
         }
-        spread(self.group, "the best weights", network.tensors())
+        Ok(self.group.spread("the best weights", network.tensors())?)
     }
 
     /// Trains the network, or goes on where the checkpoint stopped, and leaves the weights that were best on validation in it.
@@ -174,7 +174,7 @@ impl Trainer<'_> {
     }
 
     fn resume(&self, network: &mut Network, optimiser: &mut Optimiser) -> Result<Progress> {
-        let progress = told(self.group, "what is done", || {
+        let progress = self.group.told("what is done", || -> Result<_> {
             let path = self.last();
             remove_torn(&self.folder);
             if !path.exists() {
@@ -188,8 +188,8 @@ impl Trainer<'_> {
             optimiser.load_state(&saved.section("optimiser."))?;
             Ok(progress)
         })?;
-        spread(self.group, "the weights", network.tensors())?;
-        spread(self.group, "the optimiser's state", optimiser.state())?;
+        self.group.spread("the weights", network.tensors())?;
+        self.group.spread("the optimiser's state", optimiser.state())?;
         Ok(progress)
     }
 

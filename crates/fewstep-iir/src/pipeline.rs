@@ -14,7 +14,6 @@ use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
 use crate::fold::fold_batch_norm;
 use crate::phase::{Trainer, load, mode, remove_torn};
-use crate::ranks::{spread, told};
 use crate::{
     Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result,
 };
@@ -279,7 +278,7 @@ impl Pipeline<'_> {
     ) -> Result<Vec<Calibrated>> {
         let path = self.folder.join(format!("calibrated-{name}.safetensors"));
         let what = "the thresholds";
-        let before: Option<Vec<Calibrated>> = told(self.group, what, || {
+        let before: Option<Vec<Calibrated>> = self.group.told(what, || {
             if !path.exists() {
                 return Ok(None);
             }
@@ -289,7 +288,7 @@ impl Pipeline<'_> {
                 .map_err(|e| Error::Checkpoint(format!("{}: {e}", path.display())))
         })?;
         if let Some(before) = before {
-            spread(self.group, what, network.tensors())?;
+            self.group.spread(what, network.tensors())?;
             return Ok(before);
         }
         let setting = &self.recipe.calibration;
@@ -309,8 +308,8 @@ impl Pipeline<'_> {
         // A percentile has no parts to sum: every rank looks at all of these images, and takes the thresholds of rank 0.
         let images = to_tensors(&batch, self.device)?.0;
         let found = calibrate(network, &images, setting, timesteps)?;
-        spread(self.group, what, network.tensors())?;
-        let found = told(self.group, what, || Ok(found))?;
+        self.group.spread(what, network.tensors())?;
+        let found = self.group.told(what, || Ok::<_, Error>(found))?;
         if !self.group.leads() {
             return Ok(found);
         }
@@ -439,7 +438,7 @@ impl Pipeline<'_> {
 
     /// Measured by rank 0, while the others wait.
     fn latency(&self, network: &Network, mode: Mode) -> Result<LatencySummary> {
-        told(self.group, "the latency", || {
+        self.group.told("the latency", || {
             let loader = self
                 .data
                 .evaluation(Split::Validation, 1, Shard::default())?;
@@ -452,7 +451,7 @@ impl Pipeline<'_> {
     }
 
     fn result_before<T: Serialize + DeserializeOwned>(&self, path: &Path) -> Result<Option<T>> {
-        told(self.group, "what is done", || read_result(path))
+        self.group.told("what is done", || read_result(path))
     }
 
     fn write_result(&self, path: &Path, result: &impl Serialize) -> Result<()> {

@@ -4,11 +4,10 @@
 use fewstep_datasets::{Batch, Loader, Shard};
 use fewstep_spiking::Share;
 use fewstep_torch::Group;
-use serde::{Serialize, de::DeserializeOwned};
 use tch::{Device, Kind, Tensor};
 
 use crate::data::to_tensors;
-use crate::{Error, Result};
+use crate::Result;
 
 /// This process's part in the work on each batch.
 pub(crate) fn shard(group: &Group) -> Shard {
@@ -66,39 +65,6 @@ impl<'a> Part<'a> {
     pub(crate) fn weight(&self) -> f64 {
         self.share.images as f64 / self.share.batch as f64
     }
-}
-
-/// What rank 0 finds, for everybody.
-pub(crate) fn told<T: Serialize + DeserializeOwned>(
-    group: &Group,
-    what: &str,
-    find: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    if !group.leads() {
-        let mut bytes = Vec::new();
-        group.broadcast_bytes(what, &mut bytes)?;
-        return serde_json::from_slice(&bytes)
-            .map_err(|e| Error::Checkpoint(format!("what rank 0 says of {what}: {e}")));
-    }
-    let found = find()?;
-    if group.world() > 1 {
-        let mut bytes =
-            serde_json::to_vec(&found).map_err(|e| Error::Checkpoint(format!("{what}: {e}")))?;
-        group.broadcast_bytes(what, &mut bytes)?;
-    }
-    Ok(found)
-}
-
-/// Everybody's tensors become those of rank 0.
-pub(crate) fn spread(
-    group: &Group,
-    what: &str,
-    tensors: impl IntoIterator<Item = (String, Tensor)>,
-) -> Result<()> {
-    for (_, tensor) in tensors {
-        group.broadcast(what, &tensor.f_detach()?, 0)?;
-    }
-    Ok(())
 }
 
 /// The words of the lowest rank that has any.

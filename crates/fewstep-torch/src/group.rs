@@ -2,6 +2,7 @@
 //! GPUs. The stores, prefixes and group names are those of Python's `torch.distributed`, so that a Python process may be a rank too.
 
 mod life;
+mod part;
 mod ranks;
 mod reducer;
 mod store;
@@ -11,6 +12,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Serialize, de::DeserializeOwned};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
@@ -18,6 +20,7 @@ use crate::ops::check;
 use crate::{Error, Result};
 
 use life::Life;
+pub use part::Part;
 pub use ranks::Ranks;
 pub use reducer::Reducer;
 use store::RawStore;
@@ -106,11 +109,22 @@ struct Handle(Mutex<*mut RawGroup>);
 unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
+impl Handle {
+    fn lock(&self) -> std::sync::MutexGuard<'_, *mut RawGroup> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Breaks the connections: operations of others that wait for this rank end at once.
+    fn close(&self) {
+        let raw = std::mem::replace(&mut *self.lock(), std::ptr::null_mut());
+        // SAFETY: made by the shim or null, and freed once, as nobody else has it from here on.
+        unsafe { fewstep_group_free(raw) };
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
-        let raw = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: made by the shim, freed once.
-        unsafe { fewstep_group_free(raw) };
+        self.close();
     }
 }
 
@@ -178,6 +192,48 @@ impl Group {
             timeout,
             life,
         }))))
+    }
+
+    /// Runs `each` as every rank of a group, on threads of this process, because c10d minds no processes: to try out and to test what ranks
+    /// do together. Returns what each rank returned.
+    ///
+    /// # Errors
+    /// There is no free port, or the ranks do not meet.
+    pub fn of_threads<T: Send>(
+        world: usize,
+        timeout: Duration,
+        each: impl Fn(&Self) -> T + Sync,
+    ) -> Result<Vec<T>> {
+        let cannot = |e: std::io::Error| Error::Mismatch(format!("ranks on threads: {e}"));
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .map_err(cannot)?
+            .port();
+        let work = |rank: usize| -> Result<T> {
+            let ranks = Ranks {
+                rank,
+                world,
+                local_rank: rank,
+                address: "127.0.0.1".into(),
+                port,
+                agent: None,
+            };
+            let group = Self::join(&ranks, timeout)?;
+            let result = each(&group);
+            group.leave(None);
+            Ok(result)
+        };
+        std::thread::scope(|scope| {
+            let work = &work;
+            let threads: Vec<_> = (0..world)
+                .map(|rank| scope.spawn(move || work(rank)))
+                .collect();
+            let end = |thread: std::thread::ScopedJoinHandle<'_, Result<T>>| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            threads.into_iter().map(end).collect()
+        })
     }
 
     /// 0 to world − 1.
@@ -255,6 +311,46 @@ impl Group {
         }
         if !self.leads() {
             *bytes = Vec::try_from(&all)?;
+        }
+        Ok(())
+    }
+
+    /// What rank 0 finds, for everybody. Where it finds an error, the others are told as it leaves.
+    ///
+    /// # Errors
+    /// Of `find`; else as [`all_reduce`](Self::all_reduce).
+    pub fn told<T: Serialize + DeserializeOwned, E: From<Error>>(
+        &self,
+        what: &str,
+        find: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let not_json = |e: serde_json::Error| Error::Mismatch(format!("{what} of rank 0: {e}"));
+        if !self.leads() {
+            let mut bytes = Vec::new();
+            self.broadcast_bytes(what, &mut bytes)?;
+            return Ok(serde_json::from_slice(&bytes).map_err(not_json)?);
+        }
+        let found = find()?;
+        if self.world() > 1 {
+            let mut bytes = serde_json::to_vec(&found).map_err(not_json)?;
+            self.broadcast_bytes(what, &mut bytes)?;
+        }
+        Ok(found)
+    }
+
+    /// Everybody's tensors become those of rank 0, in place.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn spread(
+        &self,
+        what: &str,
+        tensors: impl IntoIterator<Item = (String, Tensor)>,
+    ) -> Result<()> {
+        if self.world() > 1 {
+            for (_, tensor) in tensors {
+                self.broadcast(what, &tensor.f_detach()?, 0)?;
+            }
         }
         Ok(())
     }
@@ -379,11 +475,26 @@ impl Group {
         }
     }
 
+    /// Waits until rank 0, which has more to do than the others, has come to its end, however long that takes. Returns at once on rank 0
+    /// itself.
+    ///
+    /// # Errors
+    /// Rank 0 stopped with a reason, or is lost.
+    pub fn see_out(&self, what: &str) -> Result<()> {
+        match &self.0 {
+            Some(member) if !self.leads() => member
+                .life
+                .see_out()
+                .map_or(Ok(()), |reason| Err(self.error(what, reason))),
+            _ => Ok(()),
+        }
+    }
+
     /// Says that this process is about to end, and why, where it is not because all is done. Rank 0 waits for the others here, because
     /// they may still want to read that.
     pub fn leave(&self, reason: Option<&str>) {
         if let Some(member) = &self.0 {
-            member.life.leave(reason);
+            member.life.leave(reason, || member.raw.close());
         }
     }
 
@@ -406,7 +517,10 @@ impl Group {
             return Ok(T::default());
         };
         member.life.begins(what);
-        let raw = member.raw.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let raw = member.raw.lock();
+        if raw.is_null() {
+            return Err(self.error(what, "this rank has left the group".into()));
+        }
         operation(*raw).map_err(|e| self.explain(what, e))
     }
 }

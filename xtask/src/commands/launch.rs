@@ -10,7 +10,7 @@ mod signals;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -53,20 +53,21 @@ pub fn launch(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     let port = free_port(options.port)?;
     // From here on a signal waits until the ranks can be told of it.
     let signals = Signals::hold().context("cannot hold back signals")?;
-    let mut ranks = Ranks::start(&program, port, options)?;
+    let mut ranks = Ranks::start(&program, port, options, &signals)?;
     ranks.wait(&signals)?;
     Ok(ranks.report())
 }
 
-/// The port asked for if nobody has it, or any that is free.
+/// The port asked for if nobody has it, or any that is free. Rank 0 will listen on all addresses, so all are tried.
 fn free_port(asked: Option<u16>) -> Result<u16> {
-    let listener =
-        TcpListener::bind(("127.0.0.1", asked.unwrap_or(0))).with_context(|| match asked {
-            Some(port) => format!(
-                "port {port} of 127.0.0.1 cannot be had; leave --port out for one that is free"
-            ),
-            None => "127.0.0.1 has no free port".to_owned(),
-        })?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, asked.unwrap_or(0))).with_context(
+        || match asked {
+            Some(port) => {
+                format!("port {port} cannot be had, leave --port out for one that is free")
+            }
+            None => "no port is free".to_owned(),
+        },
+    )?;
     Ok(listener.local_addr()?.port())
 }
 
@@ -86,7 +87,7 @@ struct Ranks {
 }
 
 impl Ranks {
-    fn start(program: &Path, port: u16, options: &Options) -> Result<Self> {
+    fn start(program: &Path, port: u16, options: &Options, signals: &Signals) -> Result<Self> {
         let world = usize::from(options.nproc);
         // `launch --nproc 2 -- run`: the dashes were for us.
         let ours = options.arguments[0] == OsStr::new("--");
@@ -121,7 +122,7 @@ impl Ranks {
             if rank > 0 || !terminal {
                 command.stderr(Stdio::piped());
             }
-            signals::end_with_us(&mut command);
+            signals.ready(&mut command);
             let mut child = command
                 .spawn()
                 .with_context(|| format!("cannot start rank {rank} ({})", program.display()))?;
@@ -215,24 +216,25 @@ impl Ranks {
 
     /// Repeats what those who failed said last.
     fn report(self) -> ExitCode {
+        for one in &self.ranks {
+            one.words.wait();
+        }
         let mut failures = 0;
         for (rank, one) in self.ranks.iter().enumerate() {
-            match one.ended {
-                Some(status) if !status.success() && !self.as_asked(status) => {
-                    failures += 1;
-                    one.words.wait();
-                    let last = one.words.last();
-                    if !last.is_empty() {
-                        eprintln!(
-                            "launch: last words of rank {rank}, which {}:",
-                            ending(status)
-                        );
-                    }
-                    for line in last {
-                        eprintln!("    {line}");
-                    }
-                }
-                _ => one.words.wait(),
+            let Some(status) = one.ended else { continue };
+            if status.success() || self.as_asked(status) {
+                continue;
+            }
+            failures += 1;
+            let last = one.words.last();
+            if !last.is_empty() {
+                eprintln!(
+                    "launch: last words of rank {rank}, which {}:",
+                    ending(status)
+                );
+            }
+            for line in last {
+                eprintln!("    {line}");
             }
         }
         if failures > 0 {

@@ -4,5 +4,6 @@
 
 mod architecture;
 mod drive;
+mod launch;
 mod sandbox;
 mod setup;

@@ -37,6 +37,16 @@ fn run(
     folder: &Path,
     stop_at: Option<u32>,
 ) -> (Result<Dit>, Vec<f64>) {
+    run_as(&Group::alone(), o, learned, folder, stop_at)
+}
+
+fn run_as(
+    group: &Group,
+    o: &TrainOptions,
+    learned: bool,
+    folder: &Path,
+    stop_at: Option<u32>,
+) -> (Result<Dit>, Vec<f64>) {
     let mut losses = Vec::new();
     let dit = train(
         &config(learned),
@@ -45,6 +55,7 @@ fn run(
         5,
         folder,
         Device::Cpu,
+        group,
         &mut |e| {
             match e {
                 TrainEvent::Step { step, .. } if Some(*step) == stop_at => {
@@ -128,4 +139,65 @@ fn the_hybrid_loss_is_for_models_with_a_learned_variance() {
         "loss: expected mse for a DiT without learned variance, found hybrid"
     );
     assert!(run(&o, true, folder.path(), None).0.is_ok());
+}
+
+/// The largest difference between any two weights.
+fn difference(a: &Dit, b: &Dit) -> f64 {
+    let both = a.parameters().into_iter().zip(b.parameters());
+    both.map(|((_, a), (_, b))| (a - b).abs().max().double_value(&[]))
+        .fold(0., f64::max)
+}
+
+#[test]
+fn ranks_train_the_model_of_one_process_and_go_on_with_another_number_of_them() {
+    let o = TrainOptions {
+        steps: 50,
+        loss: Loss::Hybrid,
+        // Adam divides by the gradient's size, which lifts a last bit to the size of a step: small steps, small differences.
+        learning_rate: 1e-4,
+        batch_size: 31,
+        validation_images: 50,
+        ..options()
+    };
+    let alone = tempfile::tempdir().unwrap();
+    let (expected, expected_losses) = run(&o, true, alone.path(), None);
+    let (expected, folder) = (expected.unwrap(), tempfile::tempdir().unwrap());
+    for (world, stop_at) in [(3, Some(24)), (2, None)] {
+        let found = Group::of_threads(world, std::time::Duration::from_secs(60), |group| {
+            // Only rank 0 has a folder.
+            let folder = match group.leads() {
+                true => folder.path(),
+                false => Path::new(""),
+            };
+            let (dit, losses) = run_as(group, &o, true, folder, stop_at);
+            match stop_at {
+                Some(_) => assert!(dit.is_err()),
+                None => {
+                    assert_eq!(losses.len(), 3);
+                    for (found, expected) in losses.iter().zip(&expected_losses[2..]) {
+                        assert!((found - expected).abs() < 1e-5, "{found}, {expected}");
+                    }
+                }
+            }
+            dit.ok()
+        });
+        for dit in found.unwrap().into_iter().flatten() {
+            let most = difference(&dit, &expected);
+            assert!(most < 1e-5, "weights differ by {most:e}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_with_fewer_images_than_ranks_is_refused_in_words() {
+    let o = TrainOptions {
+        batch_size: 2,
+        ..options()
+    };
+    let found = Group::of_threads(3, std::time::Duration::from_secs(60), |group| {
+        let (dit, _) = run_as(group, &o, false, Path::new(""), None);
+        dit.unwrap_err().to_string()
+    });
+    let words = "batch_size: expected an image for each of 3 ranks, found 2";
+    assert!(found.unwrap().iter().all(|said| said == words));
 }

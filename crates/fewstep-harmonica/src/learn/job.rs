@@ -1,9 +1,12 @@
 //! One batch of trajectories as the published training runs them: latents are doubled for guidance, the model sees the first half.
 
+use std::ops::Range;
+
 use fewstep_diffusion::Reuse;
 use fewstep_diffusion::dit::Prepared;
 use fewstep_diffusion::random::{self, ImageNoise, Use};
 use fewstep_diffusion::sampler::{Call, SamplerState};
+use fewstep_torch::Part;
 use tch::{Kind, Tensor};
 
 use super::mix::{self, Fill, Gates, Slots};
@@ -37,13 +40,18 @@ impl Place {
 }
 
 impl<'a> Job<'a> {
-    /// For these labels `[n]`; `seed` is that of what a stochastic sampler adds.
-    pub(super) fn new(setting: Setting<'a>, labels: &Tensor, seed: u64) -> Result<Self> {
+    /// For these labels `[n]`; `seed` is that of what a stochastic sampler adds to the images of these numbers.
+    pub(super) fn new(
+        setting: Setting<'a>,
+        labels: &Tensor,
+        seed: u64,
+        numbers: Range<u64>,
+    ) -> Result<Self> {
         let n = labels.size()[0];
         let labels = labels.f_to_device(setting.dit.device())?;
         let paired = setting.guidance().scale != 1.;
         let null = labels.f_full_like(setting.dit.config().classes as f64)?;
-        let images = (0..n as u64).chain((0..n as u64).filter(|_| paired));
+        let images = numbers.clone().chain(numbers.filter(|_| paired));
         Ok(Self {
             labels: Tensor::f_cat(&[labels, null], 0)?,
             noise: ImageNoise::new(seed, images),
@@ -135,8 +143,9 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The uncached run that a router is measured against while it learns.
+/// The uncached run that a router is measured against while it learns; one rank's part of it.
 pub(super) struct Reference {
+    part: Part,
     labels: Tensor,
     noise: Tensor,
     latents: Vec<Tensor>,
@@ -149,9 +158,11 @@ impl Reference {
         let mut rng = random::generator(learner.seed, Use::Learning, &[11]);
         let noise = random::normal(&mut rng, &[n, c.channels, c.input_size, c.input_size])?;
         let labels = random::integers(&mut rng, n, c.classes)?;
+        let part = learner.group.part(n);
         let mut reference = Self {
-            labels,
-            noise,
+            part,
+            labels: part.rows(&labels)?,
+            noise: part.rows(&noise)?,
             latents: Vec::new(),
         };
         let mut all = fewstep_diffusion::dit::ComputeAll;
@@ -162,9 +173,12 @@ impl Reference {
     fn sample(&self, setting: Setting<'_>, reuse: &mut dyn Reuse) -> Result<Vec<Tensor>> {
         let _guard = tch::no_grad_guard();
         let mut latents = Vec::new();
+        if self.part.len == 0 {
+            return Ok(latents);
+        }
         let mut denoiser =
             fewstep_diffusion::Guided::new(setting.dit, &self.labels, setting.guidance(), reuse)?;
-        let mut noise = ImageNoise::new(0, 0..self.labels.size()[0] as u64);
+        let mut noise = ImageNoise::new(0, self.part.numbers());
         let x = self.noise.f_to_device(setting.dit.device())?;
         let _last = fewstep_diffusion::sampler::sample(
             setting.sampler,
@@ -184,10 +198,12 @@ impl Reference {
         let plan = learner.plan()?;
         let mut reuse = CachedReuse::new(Planned(&plan), learner.setting.dit.config());
         let found = self.sample(learner.setting, &mut reuse)?;
-        self.latents
-            .iter()
-            .zip(&found)
-            .map(|(a, b)| Ok(a.f_mse_loss(b, tch::Reduction::Mean)?.f_double_value(&[])?))
-            .collect()
+        let mut errors = vec![0.; learner.setting.sampler.timesteps().len()];
+        for (error, (a, b)) in errors.iter_mut().zip(self.latents.iter().zip(&found)) {
+            let mse = a.f_mse_loss(b, tch::Reduction::Mean)?;
+            *error = mse.f_double_value(&[])? * self.part.weight();
+        }
+        learner.group.sum("the error of a trial", &mut errors)?;
+        Ok(errors)
     }
 }

@@ -23,7 +23,7 @@ pub struct Images<'a> {
 /// Share of labels that become the null class, as published.
 const DROPPED: i64 = 10;
 
-/// What one iteration draws.
+/// What one iteration draws, this rank's part of it.
 pub(super) struct Draw {
     pub(super) row: usize,
     pub(super) x: Tensor,
@@ -62,7 +62,7 @@ impl Learner<'_> {
             Ok(random::integers(rng, 1, end)?.f_int64_value(&[0])?)
         };
         let row = 2 * one(rng, pairs as i64)? as usize;
-        let which = random::integers(rng, n, found[0])?;
+        let which = self.part.rows(&random::integers(rng, n, found[0])?)?;
         let mut x = images.images.f_index_select(0, &which)?;
         if x.kind() == Kind::Uint8 {
             x = x
@@ -71,12 +71,16 @@ impl Learner<'_> {
                 .f_sub_scalar(1.)?;
         }
         let labels = images.labels.f_index_select(0, &which)?;
-        let dropped = random::integers(rng, n, DROPPED)?.f_eq(0)?;
+        let dropped = self.part.rows(&random::integers(rng, n, DROPPED)?)?;
+        let dropped = dropped.f_eq(0)?;
         let null = labels.f_full_like(c.classes as f64)?;
         let labels = null.f_where_self(&dropped, &labels)?;
         Ok(Draw {
             row,
-            noise: random::normal(rng, &x.size())?,
+            noise: {
+                let whole = [n, c.channels, c.input_size, c.input_size];
+                self.part.rows(&random::normal(rng, &whole)?)?
+            },
             x,
             labels,
         })
@@ -101,7 +105,8 @@ impl Learner<'_> {
             let t = |timestep: f64| Tensor::f_full([n], timestep, (Kind::Float, device));
             let output = dit.forward(&x, &t(call.timestep)?, &labels, &mut Fill(&mut slots))?;
             let place = [u64::from(self.trajectory), draw.row as u64];
-            let mut none = random::ImageNoise::new(seed::derive(self.seed, &place), 0..n as u64);
+            let images = self.part.numbers();
+            let mut none = random::ImageNoise::new(seed::derive(self.seed, &place), images);
             let mut state = SamplerState::default();
             let x = sampler.step(&mut state, call.index, &x, &output, &mut none)?;
             let timestep = t(sampler.timesteps()[calls - 1 - draw.row])?;
@@ -115,7 +120,6 @@ impl Learner<'_> {
         student.first = teacher.first;
         let output = dit.run(&prepared, &mut student)?;
         let error = self.error(&output, &target)?;
-        let mse = error.f_double_value(&[])?;
-        Ok((self.update(draw.row, &gates.r, &error)?, mse))
+        self.update(draw.row, &gates.r, &error)
     }
 }

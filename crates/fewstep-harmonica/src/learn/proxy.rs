@@ -8,7 +8,7 @@ use super::{Learner, Proxy, Reduction};
 use crate::Result;
 
 impl Learner<'_> {
-    /// The weight of each row's error, from the noise `x` `[n, C, H, W]`. What two generations share is computed once.
+    /// The weight of each row's error, from the noise `x` `[n, C, H, W]`, the mean over ranks. What two generations share is computed once.
     pub(super) fn proxy(&self, job: &mut Job<'_>, x: &Tensor) -> Result<Vec<f64>> {
         let _guard = tch::no_grad_guard();
         let calls = self.setting.sampler.timesteps().len();
@@ -31,15 +31,18 @@ impl Learner<'_> {
                 finish(job, other, index + 1, &gates, true)?
             };
             let squares = after.f_sub(&before)?.f_square()?;
-            let value = match self.options.reduction {
-                Reduction::Mean => squares.f_mean(Kind::Float)?,
-                Reduction::Sum => squares.f_sum(Kind::Float)?,
+            // The sum over ranks of this is the mean, or the sum, over the batch.
+            lambda[calls - 1 - index] = match self.options.reduction {
+                Reduction::Mean => {
+                    squares.f_mean(Kind::Float)?.f_double_value(&[])? * self.part.weight()
+                }
+                Reduction::Sum => squares.f_sum(Kind::Float)?.f_double_value(&[])?,
             };
-            lambda[calls - 1 - index] = value.f_double_value(&[])?;
             if telescoping {
                 before = after;
             }
         }
+        self.group.sum("the proxy", &mut lambda)?;
         if self.options.normalise {
             let mean = lambda.iter().sum::<f64>() / (calls.max(2) - 1) as f64;
             if mean > 0. {

@@ -24,12 +24,13 @@ impl Learner<'_> {
             c.input_size,
         ];
         let x = random::normal(&mut rng, &shape)?;
+        let (labels, x) = (self.part.rows(&labels)?, self.part.rows(&x)?);
         let noise = seed::derive(self.seed, &[u64::from(self.trajectory)]);
-        let job = Job::new(self.setting, &labels, noise)?;
+        let job = Job::new(self.setting, &labels, noise, self.part.numbers())?;
         self.trajectory_of(job, &x, observe, &mut |_| Ok(()))
     }
 
-    /// The same from given noise `[n, C, H, W]`; `watch` sees the learner after each update.
+    /// The same from given noise `[n, C, H, W]`, that of this rank's part; `watch` sees the learner after each update.
     pub(super) fn trajectory_of(
         &mut self,
         mut job: Job<'_>,
@@ -62,8 +63,7 @@ impl Learner<'_> {
             student.first = teacher.first;
             let output = job.predict(&prepared, &call, &mut student)?;
             let error = self.error(&output, &target)?;
-            let mse = error.f_double_value(&[])?;
-            let loss = self.update(call.row, &gates.r, &error)?;
+            let (loss, mse) = self.update(call.row, &gates.r, &error)?;
             tch::no_grad(|| job.advance(&mut place, index, &output.f_detach()?))?;
             losses += loss;
             errors += mse;

@@ -9,6 +9,11 @@ use super::job::Job;
 use super::*;
 use crate::{CachedReuse, Planned};
 
+fn alone() -> &'static Group {
+    static ALONE: std::sync::LazyLock<Group> = std::sync::LazyLock::new(Group::alone);
+    &ALONE
+}
+
 struct Fixture {
     file: Checkpoint,
     facts: serde_json::Value,
@@ -69,7 +74,7 @@ impl Fixture {
     }
 
     fn learner<'a>(&'a self, options: &'a LearnOptions) -> Learner<'a> {
-        let learner = Learner::new(self.setting(), options, 0).unwrap();
+        let learner = Learner::new(self.setting(), options, 0, alone()).unwrap();
         let initial = self.tensor("initial/logits");
         let _guard = tch::no_grad_guard();
         for (row, parameter) in learner.rows.iter().enumerate() {
@@ -166,7 +171,7 @@ fn three_trajectories_are_those_of_the_published_algorithm() {
         for trajectory in 0..3 {
             let labels = fixture.tensor("train/labels").get(trajectory);
             let noise = fixture.tensor("train/noise").get(trajectory);
-            let job = Job::new(fixture.setting(), &labels, 0).unwrap();
+            let job = Job::new(fixture.setting(), &labels, 0, 0..2).unwrap();
             learner
                 .trajectory_of(job, &noise, &mut |_| Ok(()), &mut |seen| {
                     losses.push(seen.loss);
@@ -213,7 +218,7 @@ fn the_latents_of_a_trajectory_are_those_of_the_published_algorithm() {
     let mut all = Vec::new();
     let labels = fixture.tensor("train/labels").get(0);
     let noise = fixture.tensor("train/noise").get(0);
-    let job = Job::new(fixture.setting(), &labels, 0).unwrap();
+    let job = Job::new(fixture.setting(), &labels, 0, 0..2).unwrap();
     learner
         .trajectory_of(job, &noise, &mut |_| Ok(()), &mut |seen| {
             all.push(seen.x.copy());
@@ -298,12 +303,27 @@ fn whole(
     folder: &Path,
     stop_at: Option<u32>,
 ) -> Result<Learned> {
+    whole_as(alone(), fixture, options, folder, stop_at)
+}
+
+fn whole_as(
+    group: &Group,
+    fixture: &Fixture,
+    options: &LearnOptions,
+    folder: &Path,
+    stop_at: Option<u32>,
+) -> Result<Learned> {
+    let images = Images {
+        images: &fixture.tensor("infer/noise"),
+        labels: &fixture.tensor("infer/labels"),
+    };
     learn(
         fixture.setting(),
         options,
-        None,
+        Some(&images),
         3,
         folder,
+        group,
         &mut |e| match e {
             LearnEvent::Trajectory { trajectory, .. } if Some(*trajectory) == stop_at => {
                 Err(Error::Stopped("killed".into()))
@@ -381,7 +401,7 @@ fn straight_through_runs_what_sampling_will_run() {
         fixture.tensor("infer/labels"),
         fixture.tensor("infer/noise"),
     );
-    let job = Job::new(fixture.setting(), &labels, 0).unwrap();
+    let job = Job::new(fixture.setting(), &labels, 0, 0..2).unwrap();
     let mut last = None;
     learner
         .trajectory_of(job, &noise, &mut |_| Ok(()), &mut |seen| {
@@ -391,4 +411,78 @@ fn straight_through_runs_what_sampling_will_run() {
         .unwrap();
     let mut reuse = CachedReuse::new(Planned(&plan), fixture.dit.config());
     assert_close(&last.unwrap(), &fixture.sample(&mut reuse), "x0");
+}
+
+/// 50 updates of five trajectories or pairs of steps, with the proxy refreshed.
+#[test]
+fn ranks_learn_the_router_of_one_process_and_go_on_with_another_number_of_them() {
+    let fixture = Fixture::open();
+    let cases = [
+        (Training::Sdt, Proxy::Telescoping, Reduction::Mean, 13),
+        (Training::Sdt, Proxy::LeaveOneOut, Reduction::Sum, 13),
+        (Training::L2c, Proxy::None, Reduction::Mean, 25),
+    ];
+    for (training, proxy, reduction, trajectories) in cases {
+        let options = LearnOptions {
+            training,
+            proxy,
+            reduction,
+            trajectories,
+            checkpoint_every: 3,
+            refresh_every: 15,
+            batch_size: 5,
+            evaluate_on: 2,
+            ..LearnOptions::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let expected = whole(&fixture, &options, folder.path(), None).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (world, stop_at) in [(3, Some(7)), (2, None)] {
+            let found = Group::of_threads(world, std::time::Duration::from_secs(60), |group| {
+                // Only rank 0 has a folder, and a fixture may not be shared.
+                let (fixture, nowhere) = (Fixture::open(), Path::new(""));
+                let folder = if group.leads() { folder.path() } else { nowhere };
+                let learned = whole_as(group, &fixture, &options, folder, stop_at);
+                learned.map(|l| l.router.logits().to_vec()).ok()
+            });
+            for logits in found.unwrap() {
+                assert_eq!(logits.is_none(), stop_at.is_some());
+                let all = logits.iter().flatten().flatten();
+                for (a, b) in all.zip(expected.router.logits().iter().flatten()) {
+                    assert!((a - b).abs() < 1e-4, "{training:?}, {proxy:?}: {a}, {b}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lambda_is_the_mean_over_ranks() {
+    let options = LearnOptions {
+        batch_size: 2,
+        ..LearnOptions::default()
+    };
+    let proxy = |group: &Group| {
+        let fixture = Fixture::open();
+        let part = group.part(2);
+        let (labels, noise) = (
+            part.rows(&fixture.tensor("infer/labels")).unwrap(),
+            part.rows(&fixture.tensor("infer/noise")).unwrap(),
+        );
+        let mut job = Job::new(fixture.setting(), &labels, 0, part.numbers()).unwrap();
+        let learner = Learner {
+            group,
+            part,
+            ..fixture.learner(&options)
+        };
+        learner.proxy(&mut job, &noise).unwrap()
+    };
+    let expected = proxy(alone());
+    assert!(expected.iter().any(|l| *l > 0.));
+    let found = Group::of_threads(2, std::time::Duration::from_secs(60), proxy);
+    for lambda in found.unwrap() {
+        for (a, b) in lambda.iter().zip(&expected) {
+            assert!((a - b).abs() <= 1e-5 * b.abs(), "{a}, {b}");
+        }
+    }
 }

@@ -141,13 +141,37 @@ impl Life {
 
     /// Which rank an error is owed to, in words; `None` where all seem well. Takes [`SILENCE`].
     pub fn diagnose(&self, timeout: Duration) -> Option<String> {
-        self.look(timeout).unwrap_or_else(|_| {
-            // Without the store nobody can be asked.
-            Some(match self.ranks.agent {
-                Some(_) => "the store of torchrun's agent is lost".into(),
-                None => "rank 0 is lost (it held the store)".into(),
-            })
-        })
+        self.look(timeout)
+            .unwrap_or_else(|_| Some(self.without_store()))
+    }
+
+    /// What to say where nobody can be asked.
+    fn without_store(&self) -> String {
+        match self.ranks.agent {
+            Some(_) => "the store of torchrun's agent is lost".into(),
+            None => "rank 0 is lost (it held the store)".into(),
+        }
+    }
+
+    /// Waits until rank 0 has left; why, where it did not come to its end.
+    pub fn see_out(&self) -> Option<String> {
+        let watch = || -> Result<Option<String>> {
+            let (mut last, mut since) = (self.sign(0)?, Instant::now());
+            loop {
+                match self.left(0)? {
+                    Some(reason) if reason.is_empty() => return Ok(None),
+                    Some(reason) => return Ok(Some(format!("rank 0 stopped ({reason})"))),
+                    None => std::thread::sleep(BEAT / 8),
+                }
+                let now = self.sign(0)?;
+                if now != last {
+                    (last, since) = (now, Instant::now());
+                } else if since.elapsed() > 4 * SILENCE {
+                    return Ok(Some("rank 0 is lost".into()));
+                }
+            }
+        };
+        watch().unwrap_or_else(|_| Some(self.without_store()))
     }
 
     fn look(&self, timeout: Duration) -> Result<Option<String>> {
@@ -198,22 +222,32 @@ impl Life {
         }))
     }
 
-    /// Says goodbye, once; rank 0 waits for the others, where the store is its own.
-    pub fn leave(&self, reason: Option<&str>) {
-        let reason = reason.unwrap_or_default().as_bytes();
+    /// Says goodbye, once; rank 0 waits for the others, where the store is its own. `close` breaks the connections, which those who wait
+    /// for a rank that stopped would not notice otherwise.
+    pub fn leave(&self, reason: Option<&str>, close: impl FnOnce()) {
+        let text = reason.unwrap_or_default().as_bytes();
         if self.gone.swap(true, Ordering::Relaxed)
-            || self.store.set(&left_key(self.ranks.rank), reason).is_err()
+            || self.store.set(&left_key(self.ranks.rank), text).is_err()
         {
             return;
         }
+        if reason.is_some() {
+            close();
+        }
         let start = Instant::now();
         let serves = self.ranks.rank == 0 && self.ranks.agent.is_none();
-        let here = || {
-            self.others(|rank| {
-                matches!(self.left(rank), Ok(None)) && matches!(self.sign(rank), Ok(Some(_)))
-            })
+        let mut signs = vec![(None, start); self.ranks.world];
+        // Who has left or is lost does not read any more, and neither does a rank of another program, which gives no signs.
+        let mut reads = |rank: usize| {
+            let (Ok(None), Ok(sign @ Some(_))) = (self.left(rank), self.sign(rank)) else {
+                return false;
+            };
+            if signs[rank].0 != sign {
+                signs[rank] = (sign, Instant::now());
+            }
+            signs[rank].1.elapsed() < SILENCE
         };
-        while serves && start.elapsed() < FAREWELL && !here().is_empty() {
+        while serves && start.elapsed() < FAREWELL && (1..self.ranks.world).any(&mut reads) {
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -1,5 +1,4 @@
 use std::process::Command;
-use std::thread;
 
 use super::*;
 
@@ -29,24 +28,9 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Runs `each` as every rank of a group, on threads: c10d minds no processes.
-fn with_ranks<T: Send>(world: usize, each: impl Fn(Group) -> T + Sync) -> Vec<T> {
-    let port = free_port();
-    thread::scope(|scope| {
-        let each = &each;
-        let threads: Vec<_> = ranks(world, port)
-            .into_iter()
-            .map(|ranks| {
-                scope.spawn(move || {
-                    let group = Group::join(&ranks, Duration::from_secs(20)).unwrap();
-                    let result = each(group.clone());
-                    group.leave(None);
-                    result
-                })
-            })
-            .collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect()
-    })
+/// Runs `each` as every rank of a group.
+fn with_ranks<T: Send>(world: usize, each: impl Fn(&Group) -> T + Sync) -> Vec<T> {
+    Group::of_threads(world, Duration::from_secs(20), each).unwrap()
 }
 
 #[test]
@@ -259,4 +243,53 @@ print(x.tolist(), y.tolist())
     std::io::Read::read_to_string(&mut peer.stdout.take().unwrap(), &mut said).unwrap();
     assert!(peer.wait().unwrap().success());
     assert_eq!(said.trim(), "[11.0, 22.0] [4.0, 5.0]");
+}
+
+#[test]
+fn what_rank_0_finds_and_holds_becomes_everybodys() {
+    with_ranks(3, |group| {
+        let rank = group.rank();
+        let found: Result<Vec<usize>> = group.told("the list", || Ok(vec![rank; 3]));
+        assert_eq!(found.unwrap(), [0, 0, 0]);
+        let x = tensor(&[rank as f32]);
+        let one = vec![("x".to_owned(), x.shallow_clone())];
+        group.spread("x", one).unwrap();
+        assert_eq!(values(&x), [0.]);
+    });
+    let found = with_ranks(2, |group| {
+        let found = group.told("the list", || -> Result<u32> {
+            Err(Error::Mismatch("there is none".into()))
+        });
+        let message = found.unwrap_err().to_string();
+        group.leave(Some(&message));
+        message
+    });
+    assert_eq!(
+        found,
+        [
+            "there is none",
+            "rank 1 of 2, the list: rank 0 stopped (there is none)"
+        ]
+    );
+}
+
+#[test]
+fn the_others_wait_for_rank_0_longer_than_the_timeout_and_learn_how_it_ended() {
+    for (reason, expected) in [
+        (None, "came to its end"),
+        (
+            Some("the disk is full"),
+            "rank 1 of 2, the end: rank 0 stopped (the disk is full)",
+        ),
+    ] {
+        let found = Group::of_threads(2, Duration::from_secs(1), |group| {
+            if group.leads() {
+                std::thread::sleep(Duration::from_millis(1500));
+                group.leave(reason);
+            }
+            let end = group.see_out("the end");
+            end.map_or_else(|e| e.to_string(), |()| "came to its end".into())
+        });
+        assert_eq!(found.unwrap(), ["came to its end", expected]);
+    }
 }

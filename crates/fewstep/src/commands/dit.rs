@@ -1,15 +1,17 @@
 //! `method = "dit"`: trains a diffusion transformer, and shows what it draws.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use fewstep_datasets::{Dataset, Subset, stratified_split, stratified_take};
+use fewstep_datasets::{Dataset, Subset, statistics, stratified_split, stratified_take};
 use fewstep_diffusion::train::{self, TrainData, TrainEvent};
 use fewstep_diffusion::{Error, NoiseSchedule};
 use fewstep_torch::device;
 use serde_json::json;
 
+use crate::commands::ranks::Here;
 use crate::commands::run::{Common, device_choice, open_folder, set_up};
 use crate::config::ConfigSource;
 use crate::experiment::{DataSection, DitExperiment, Precision};
@@ -26,13 +28,17 @@ pub(crate) fn follow(
     experiment: &DitExperiment,
     source: &ConfigSource,
     common: &Common,
+    here: &Here,
 ) -> Result<()> {
-    let device = set_up(experiment.device, experiment.threads, source)?;
+    let group = &here.group;
+    here.same_config(experiment)?;
+    let device = set_up(here.device(experiment.device), experiment.threads, source)?;
     let training = &experiment.training;
     let place = |section: &str, (key, reason): (&str, String)| {
         source.invalid(&format!("{section}.{key}"), reason)
     };
     training.validate().map_err(|e| place("training", e))?;
+    here.enough(source, "training.batch_size", training.batch_size as u64)?;
     experiment
         .sampler
         .validate()
@@ -59,6 +65,28 @@ pub(crate) fn follow(
             .invalid("samples", "expected at least 1, found 0")
             .into());
     }
+    here.same_data(
+        data.train.name(),
+        &[data.train.len(), data.validation.len()],
+        || statistics(data.train.as_ref()),
+    )?;
+    let learn = |folder: &Path, observe: &mut dyn FnMut(&TrainEvent) -> _| {
+        train::train(
+            &config,
+            training,
+            &data,
+            experiment.seed,
+            folder,
+            device,
+            group,
+            observe,
+        )
+    };
+    if !group.leads() {
+        // Rank 0 writes and speaks for all.
+        learn(Path::new(""), &mut |_| Ok(()))?;
+        return Ok(());
+    }
 
     let mut experiment = experiment.clone();
     experiment.device = device_choice(device);
@@ -78,7 +106,7 @@ pub(crate) fn follow(
             data.train.name(),
             data.train.len(),
             data.validation.len(),
-            device::name(device)
+            here.place(device)
         ));
     }
     let mut bar = Progress::new(mode, "training", u64::from(training.steps));
@@ -87,25 +115,17 @@ pub(crate) fn follow(
     let logged = logged.iter().rev().find(|e| e["tag"] == "validation_loss");
     let mut validation_loss = logged.and_then(|e| e["value"].as_f64()).unwrap_or(f64::NAN);
     let mut losses = (0., 0);
-    let dit = train::train(
-        &config,
-        training,
-        &data,
-        experiment.seed,
-        &checkpoints,
-        device,
-        &mut |event| {
-            record(
-                &mut folder,
-                &mut bar,
-                event,
-                training,
-                &mut losses,
-                &mut validation_loss,
-            )
-            .map_err(|e| Error::Stopped(e.to_string()))
-        },
-    )?;
+    let dit = learn(&checkpoints, &mut |event| {
+        record(
+            &mut folder,
+            &mut bar,
+            event,
+            training,
+            &mut losses,
+            &mut validation_loss,
+        )
+        .map_err(|e| Error::Stopped(e.to_string()))
+    })?;
     bar.finish(format!("validation loss {validation_loss:.4}"));
     let weights = folder.path("dit.safetensors");
     let kind = match experiment.precision {
@@ -145,6 +165,7 @@ pub(crate) fn follow(
         "seed": experiment.seed,
         "device": device::name(device),
         "threads": tch::get_num_threads(),
+        "ranks": group.world(),
         "seconds": folder.elapsed_s(),
         "sample_seconds": sample_seconds,
         "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION},

@@ -6,16 +6,17 @@ mod write;
 use std::path::Path;
 
 use anyhow::Result;
-use fewstep_datasets::Dataset;
+use fewstep_datasets::{Dataset, statistics};
 use fewstep_diffusion::NoiseSchedule;
 use fewstep_harmonica::learn::{self, Images, LearnEvent, LearnOptions, Learned, Training};
 use fewstep_harmonica::{Conditions, Error, Setting};
-use fewstep_torch::device;
+use fewstep_torch::Group;
 use ndarray::Array4;
 use serde_json::json;
 use tch::Tensor;
 
 use crate::classifier::Classifier;
+use crate::commands::ranks::Here;
 use crate::commands::run::{Common, device_choice, open_folder, set_up};
 use crate::config::ConfigSource;
 use crate::experiment::HarmonicaExperiment;
@@ -37,11 +38,18 @@ pub(crate) fn follow(
     experiment: &HarmonicaExperiment,
     source: &ConfigSource,
     common: &Common,
+    here: &Here,
 ) -> Result<()> {
-    let device = set_up(experiment.device, experiment.threads, source)?;
+    let group = &here.group;
+    here.same_config(experiment)?;
+    let device = set_up(here.device(experiment.device), experiment.threads, source)?;
     experiment
         .validate()
         .map_err(|(key, reason)| source.invalid(&key, reason))?;
+    for (name, options) in &experiment.routers {
+        let key = format!("routers.{name}.batch_size");
+        here.enough(source, &key, options.batch_size as u64)?;
+    }
     let model = &experiment.model;
     sampling::check_scheduler(
         &model.checkpoint,
@@ -79,6 +87,35 @@ pub(crate) fn follow(
         }
         _ => None,
     };
+    let setting = Setting {
+        dit: &dit,
+        sampler: sampler.as_ref(),
+        noise: &noise,
+        conditions: &conditions,
+    };
+    let images = match (&data, &pixels) {
+        (Some(data), Some(pixels)) => Some(to_tensors(data.train.as_ref(), pixels)?),
+        _ => None,
+    };
+    let images = images
+        .as_ref()
+        .map(|(images, labels)| Images { images, labels });
+    group.agree("the model", &dit.fingerprint()?)?;
+    if let Some(data) = &data {
+        let train = data.train.as_ref();
+        here.same_data(train.name(), &[train.len(), data.validation.len()], || {
+            statistics(train)
+        })?;
+    }
+    if !group.leads() {
+        // Rank 0 writes, compares and speaks for all.
+        for options in experiment.routers.values() {
+            let (seed, nowhere) = (experiment.seed, Path::new(""));
+            let images = images.as_ref();
+            learn::learn(setting, options, images, seed, nowhere, group, &mut |_| Ok(()))?;
+        }
+        return Ok(());
+    }
 
     let mut experiment = experiment.clone();
     experiment.device = device_choice(device);
@@ -96,23 +133,10 @@ pub(crate) fn follow(
             conditions.steps(),
             conditions.sampler,
             experiment.guidance.scale,
-            device::name(device)
+            here.place(device)
         ));
     }
-    let setting = Setting {
-        dit: &dit,
-        sampler: sampler.as_ref(),
-        noise: &noise,
-        conditions: &conditions,
-    };
-    let images = match (&data, &pixels) {
-        (Some(data), Some(pixels)) => Some(to_tensors(data.train.as_ref(), pixels)?),
-        _ => None,
-    };
-    let images = images
-        .as_ref()
-        .map(|(images, labels)| Images { images, labels });
-    let routers = learn_all(experiment, setting, images.as_ref(), &mut folder, mode)?;
+    let routers = learn_all(experiment, setting, images.as_ref(), &mut folder, group, mode)?;
     let judge = match (classifier, &pixels) {
         (Some(classifier), Some(pixels)) => {
             let rows = pixels.view().permuted_axes([0, 2, 3, 1]);
@@ -128,6 +152,7 @@ pub(crate) fn follow(
         &routers,
         &compared,
         device,
+        group.world(),
     )?;
     write::print(&folder, &compared, common.json)
 }
@@ -168,6 +193,7 @@ fn learn_all(
     setting: Setting<'_>,
     images: Option<&Images<'_>>,
     folder: &mut RunFolder,
+    group: &Group,
     mode: ProgressMode,
 ) -> Result<Vec<Named>> {
     let mut routers = Vec::new();
@@ -182,6 +208,7 @@ fn learn_all(
             images,
             experiment.seed,
             &checkpoints,
+            group,
             &mut |event| {
                 let bar = bar.get_or_insert_with(|| {
                     Progress::new(mode, name.clone(), u64::from(options.trajectories))

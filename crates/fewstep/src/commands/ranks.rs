@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use fewstep_datasets::Statistics;
 use fewstep_torch::{DeviceChoice, Group, LIBTORCH_VERSION, Ranks, device};
 use serde::Serialize;
 
+use crate::config::ConfigSource;
 use crate::run::first_difference;
 
 /// Options of commands that several ranks can share.
@@ -33,15 +35,15 @@ impl Here {
         }
     }
 
-    /// [`meet`](Self::meet), for work that all ranks must come to the end of.
+    /// [`meet`](Self::meet), for work that all ranks must come to the end of. Rank 0 writes, and so works longest: the others stay, to
+    /// say whether it came to its end.
     pub(crate) fn with(
         options: &RankOptions,
         work: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<()> {
         Self::meet(options, |here| {
             work(here)?;
-            // Rank 0 works longest: who waits for it learns whether it came to its end.
-            Ok(here.group.barrier("the end")?)
+            Ok(here.group.see_out("the end")?)
         })
     }
 
@@ -82,6 +84,14 @@ impl Here {
         }
     }
 
+    /// Where the work is done, in words.
+    pub(crate) fn place(&self, device: tch::Device) -> String {
+        match self.group.world() {
+            1 => device::name(device),
+            ranks => format!("{}, {ranks} ranks", device::name(device)),
+        }
+    }
+
     /// Another build may compute other numbers, so each rank must run the very same file.
     fn same_build(&self) -> Result<()> {
         if self.group.world() == 1 {
@@ -100,6 +110,33 @@ impl Here {
         let version = env!("CARGO_PKG_VERSION");
         let mine = format!("fewstep {version}, libtorch {LIBTORCH_VERSION}, checksum {sum:08x}");
         Ok(self.group.agree("the build", &mine)?)
+    }
+
+    /// Waits until all ranks have opened their data, and makes sure that it is the same; a rank that has none has left and said so.
+    /// `statistics` are those of the training images.
+    pub(crate) fn same_data(
+        &self,
+        name: &str,
+        images: &[usize],
+        statistics: impl FnOnce() -> fewstep_datasets::Result<Statistics>,
+    ) -> Result<()> {
+        if self.group.world() == 1 {
+            return Ok(());
+        }
+        let Statistics { mean, std } = statistics()?;
+        self.group.barrier("opening the data")?;
+        let mine = format!("{name} ({images:?} images, mean {mean:?}, deviation {std:?})");
+        Ok(self.group.agree("the data", &mine)?)
+    }
+
+    /// A batch must have something for every rank.
+    pub(crate) fn enough(&self, source: &ConfigSource, key: &str, batch_size: u64) -> Result<()> {
+        let world = self.group.world() as u64;
+        if batch_size >= world {
+            return Ok(());
+        }
+        let message = format!("expected at least one for each of {world} ranks, found {batch_size}");
+        Err(source.invalid(key, message).into())
     }
 
     /// Every rank must have been given the same config.

@@ -87,15 +87,12 @@ pub fn run(options: &Options) -> Result<()> {
 /// Runs whatever `source` describes.
 pub(crate) fn follow_any(source: &ConfigSource, common: &Common, here: &Here) -> Result<()> {
     let method = source.deserialize::<MethodOnly>()?.method;
-    let ranks = here.group.world();
-    if ranks > 1 && !matches!(method, Method::IirSnn) {
-        let message = format!("of several ranks, expected \"iir-snn\" (WORLD_SIZE is {ranks})");
-        return Err(source.invalid("method", message).into());
-    }
     match method {
         Method::IirSnn => follow(&source.deserialize()?, source, common, here),
-        Method::Dit => super::dit::follow(&source.deserialize()?, source, common),
-        Method::Harmonica => super::harmonica::follow(&source.deserialize()?, source, common),
+        Method::Dit => super::dit::follow(&source.deserialize()?, source, common, here),
+        Method::Harmonica => {
+            super::harmonica::follow(&source.deserialize()?, source, common, here)
+        }
     }
 }
 
@@ -161,9 +158,10 @@ pub(crate) fn follow(
     let device = set_up(here.device(experiment.device), experiment.threads, source)?;
     let (data, stand_in) = open_data(experiment, &recipe, source, group.leads())?;
     check_plan(&recipe, &data, source)?;
-    // A rank that has no data is gone now, and has said so.
-    group.barrier("opening the data")?;
-    group.agree("the data", &fingerprint(&data))?;
+    let (train, validation, test) = data.counts();
+    here.same_data(data.name(), &[train, validation, test], || {
+        Ok(data.statistics().clone())
+    })?;
     if !group.leads() {
         // Rank 0 writes and speaks for all.
         fewstep_iir::run(&recipe, &data, Path::new(""), device, group, &mut Silent)?;
@@ -181,38 +179,27 @@ pub(crate) fn follow(
     let mode = ProgressMode::detect(common.quiet || common.json);
     let mut recorder = Recorder::new(folder, mode, &recipe)?;
     recorder.say(&format!(
-        "{}: {} on {} ({} + {} + {} images), {}{}",
+        "{}: {} on {} ({train} + {validation} + {test} images), {}",
         experiment.name,
         experiment.network.architecture,
         data.name(),
-        data.counts().0,
-        data.counts().1,
-        data.counts().2,
-        device::name(device),
-        match group.world() {
-            1 => String::new(),
-            ranks => format!(", {ranks} ranks"),
-        }
+        here.place(device)
     ));
     if common.resume && !resumed {
         recorder.say("there was no run of that name to go on with: this is a new one");
     }
     let report = fewstep_iir::run(&recipe, &data, &checkpoints, device, group, &mut recorder)?;
     let mut folder = recorder.into_folder();
-    summary::write(&mut folder, experiment, &data, stand_in, device, &report)?;
+    summary::write(
+        &mut folder,
+        experiment,
+        &data,
+        stand_in,
+        device,
+        &report,
+        group.world(),
+    )?;
     summary::print(&folder, &report, common.json)
-}
-
-/// What ranks must find alike.
-fn fingerprint(data: &Data) -> String {
-    let (train, validation, test) = data.counts();
-    let statistics = data.statistics();
-    format!(
-        "{} ({train} + {validation} + {test} images, mean {:?}, deviation {:?})",
-        data.name(),
-        statistics.mean,
-        statistics.std
-    )
 }
 
 /// Puts the config's line in front of an error about a value.

@@ -20,6 +20,7 @@ pub(crate) fn write(
     stand_in: bool,
     device: Device,
     report: &Report,
+    ranks: usize,
 ) -> Result<()> {
     plots(folder, report)?;
     let (train, validation, test) = data.counts();
@@ -47,6 +48,7 @@ pub(crate) fn write(
         "seed": experiment.seed,
         "device": device::name(device),
         "threads": tch::get_num_threads(),
+        "ranks": ranks,
         "limited_to_batches": experiment.limits.batches,
         "seconds": folder.elapsed_s(),
         "ann": report.ann,

@@ -19,6 +19,8 @@ static TICK: libc::timespec = libc::timespec {
 /// and a rank cannot be waited for by one thread and sent a signal by another.
 pub struct Signals {
     set: libc::sigset_t,
+    /// What was held back before.
+    before: libc::sigset_t,
 }
 
 /// A signal that asks for an end.
@@ -29,21 +31,47 @@ pub struct Signal {
 }
 
 impl Signals {
-    /// Holds back signals from this thread and those that it will start; programs it starts are free of that.
+    /// Holds back signals from this thread and those that it will start. One that is ignored (by nohup, by a shell that starts us in
+    /// the background) stays ignored: held back it would count.
     pub fn hold() -> io::Result<Self> {
-        let mut set = MaybeUninit::uninit();
-        // SAFETY: the set is written by sigemptyset before anything reads it, and outlives the calls.
-        let (failed, set) = unsafe {
+        let (mut set, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: the sets are written, by sigemptyset and pthread_sigmask, before anything reads them, and outlive the calls.
+        let (failed, set, before) = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in ENDING.into_iter().chain([libc::SIGCHLD]) {
+            libc::sigemptyset(before.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
+            for signal in ENDING.into_iter().filter(|&signal| !ignored(signal)) {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
-            let failed = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
-            (failed, set.assume_init())
+            let failed = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr());
+            (failed, set.assume_init(), before.assume_init())
         };
         match failed {
-            0 => Ok(Self { set }),
+            0 => Ok(Self { set, before }),
             error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Readies a program that is about to be started: it holds nothing back (it would inherit that), and the kernel kills it when the
+    /// thread that starts it is gone, even by a kill -9.
+    pub fn ready(&self, command: &mut Command) {
+        let (us, before) = (process::id(), self.before);
+        // SAFETY: between fork and exec this makes three system calls, and none allocates or locks anything.
+        unsafe {
+            command.pre_exec(move || {
+                match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) {
+                    0 => {}
+                    error => return Err(io::Error::from_raw_os_error(error)),
+                }
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                // Gone before the kernel knew: nobody would tell it.
+                if libc::getppid().cast_unsigned() != us {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                Ok(())
+            });
         }
     }
 
@@ -71,22 +99,15 @@ impl Signals {
     }
 }
 
-/// Has the kernel kill the program when the thread that starts it is gone, even by a kill -9.
-pub fn end_with_us(command: &mut Command) {
-    let us = process::id();
-    // SAFETY: between fork and exec this makes two system calls, and neither allocates nor locks anything.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // Gone before the kernel knew: nobody would tell it.
-            if libc::getppid().cast_unsigned() != us {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            Ok(())
-        });
-    }
+/// Whether this process ignores a signal.
+fn ignored(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action nothing changes; zeros are a sigaction, and the call fills it in.
+    let action = unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Sends a signal to a child that has not been waited for.

@@ -24,6 +24,7 @@ pub(super) fn write(
     routers: &[Named],
     all: &[Compared],
     device: Device,
+    ranks: usize,
 ) -> Result<()> {
     for router in routers {
         let title = format!("{}: router {}", folder.name(), router.name);
@@ -90,6 +91,7 @@ pub(super) fn write(
         "seed": experiment.seed,
         "device": device::name(device),
         "threads": tch::get_num_threads(),
+        "ranks": ranks,
         "seconds": folder.elapsed_s(),
         "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION},
     }))?;
