@@ -231,3 +231,35 @@ pub fn timeless(value: &Value) -> Value {
         other => other.clone(),
     }
 }
+
+/// Starts a process for each command as ranks 0, 1, … of one group.
+pub fn start_ranks(commands: Vec<Command>) -> Vec<Child> {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let world = commands.len().to_string();
+    let start = |(rank, mut command): (usize, Command)| {
+        let rank = rank.to_string();
+        let place = [
+            ("RANK", &rank),
+            ("LOCAL_RANK", &rank),
+            ("WORLD_SIZE", &world),
+            ("MASTER_PORT", &port),
+        ];
+        command.envs(place).env("MASTER_ADDR", "127.0.0.1");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    commands.into_iter().enumerate().map(start).collect()
+}
+
+/// Waits for a process that was started with pipes.
+pub fn end(child: Child) -> Done {
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Done {
+        ok: output.status.success(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}

@@ -1,15 +1,14 @@
 //! Several processes train one network: the same one, whatever their number, and whoever is killed.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use fewstep_torch::Checkpoint;
 
-use crate::common::{Done, Sandbox, TINY};
+use crate::common::{Done, Sandbox, TINY, end, start_ranks};
 use crate::harmonica::{DIT, HARMONICA};
 
 /// 55 steps of each phase, with batch norm, dropout, augmentation, distillation and the penalty on spikes.
@@ -31,25 +30,8 @@ fn sandbox() -> Sandbox {
 struct Ranks(Vec<Child>);
 
 impl Ranks {
-    /// Makes each rank of `commands`' number.
     fn start(commands: Vec<Command>) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port().to_string();
-        drop(free);
-        let world = commands.len().to_string();
-        let start = |(rank, mut command): (usize, Command)| {
-            let rank = rank.to_string();
-            let place = [
-                ("RANK", &rank),
-                ("LOCAL_RANK", &rank),
-                ("WORLD_SIZE", &world),
-                ("MASTER_PORT", &port),
-            ];
-            command.envs(place).env("MASTER_ADDR", "127.0.0.1");
-            command.stdout(Stdio::piped()).stderr(Stdio::piped());
-            command.spawn().unwrap()
-        };
-        Self(commands.into_iter().enumerate().map(start).collect())
+        Self(start_ranks(commands))
     }
 
     /// All ranks of `sandbox`'s run.
@@ -69,15 +51,6 @@ impl Ranks {
     }
 
     fn end(self) -> Vec<Done> {
-        let end = |child: Child| {
-            let output = child.wait_with_output().unwrap();
-            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-            Done {
-                ok: output.status.success(),
-                stdout: text(output.stdout),
-                stderr: text(output.stderr),
-            }
-        };
         self.0.into_iter().map(end).collect()
     }
 
@@ -290,10 +263,56 @@ fn a_disk_that_is_full_stops_all_ranks_and_leaves_the_last_good_checkpoint() {
         "{said}"
     );
     let heard = done[1].sentence();
-    assert!(heard.contains(": rank 0 "), "{heard}");
+    assert!(
+        heard.contains("rank 0 stopped (") && heard.contains(failed),
+        "{heard}"
+    );
     assert!(std::fs::read(sandbox.tiny(last)).unwrap() == good);
     Ranks::of(&sandbox, 2, &["--resume"]).succeed();
     assert!(sandbox.weights() == expected);
+}
+
+/// The same with a real disk: a tmpfs in a mount namespace of rank 0's own, where this machine lets a process have one.
+#[test]
+fn a_tmpfs_that_is_full_stops_all_ranks_and_leaves_the_last_good_checkpoint() {
+    let allowed = Command::new("unshare").args(["-rm", "true"]).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this machine gives no mount namespace (unshare -rm)");
+        return;
+    }
+    let last = "checkpoints/ann/last.safetensors";
+    let sandbox = killed(0, 2, last);
+    let good = std::fs::read(sandbox.tiny(last)).unwrap();
+    std::fs::rename(sandbox.path("runs"), sandbox.path("saved")).unwrap();
+    std::fs::create_dir(sandbox.path("runs")).unwrap();
+    let inner = command(&sandbox, &["--resume"]);
+    let mut rank_0 = Command::new("unshare");
+    // What is there and another 8 KiB: a checkpoint's temporary file does not fit.
+    let script = "set -e; size=$(du -sk --apparent-size saved | cut -f1); mount -t tmpfs -o size=$((size + 24))k none runs; \
+                  cp -r saved/. runs; head -c $(( ($(stat -f -c %a runs) - 2) * 4096 )) /dev/zero >runs/filler; \
+                  set +e; \"$@\"; code=$?; cp -r runs after; exit $code";
+    rank_0
+        .args(["-rm", "bash", "-c", script, "bash"])
+        .arg(inner.get_program());
+    rank_0.args(inner.get_args()).current_dir(sandbox.path(""));
+    let done = Ranks::start(vec![rank_0, command(&sandbox, &["--resume"])]).end();
+    let said = done[0].sentence();
+    assert!(
+        said.contains("error: runs/tiny/") && said.contains("No space left on device"),
+        "{said}"
+    );
+    let heard = done[1].sentence();
+    assert!(
+        heard.contains("rank 0 stopped (") && heard.contains("No space left on device"),
+        "{heard}"
+    );
+    let after = sandbox.path(&format!("after/tiny/{last}"));
+    assert!(std::fs::read(after).unwrap() == good);
+    std::fs::remove_dir(sandbox.path("runs")).unwrap();
+    std::fs::remove_file(sandbox.path("after/filler")).unwrap();
+    std::fs::rename(sandbox.path("after"), sandbox.path("runs")).unwrap();
+    Ranks::of(&sandbox, 2, &["--resume"]).succeed();
+    assert!(sandbox.weights() == whole(2, &[]).weights());
 }
 
 #[test]

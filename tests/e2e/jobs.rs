@@ -1,14 +1,13 @@
 //! Sampling jobs: their images are the same whoever makes them, and who is killed costs no more than a chunk.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{Done, Sandbox, files};
+use crate::common::{Done, Sandbox, end, files, start_ranks};
 use crate::sampling::{array, save_model};
 
 /// Ten chunks, which take a second or so.
@@ -25,30 +24,8 @@ fn command(sandbox: &Sandbox, words: &str) -> Command {
 
 /// Starts ranks 0, 1, … with these words each.
 fn start(sandbox: &Sandbox, ranks: &[&str]) -> Vec<Child> {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port().to_string();
-    drop(free);
-    let rank = |(rank, words): (usize, &&str)| {
-        let mut command = command(sandbox, words);
-        let place = [
-            ("RANK", rank.to_string()),
-            ("WORLD_SIZE", ranks.len().to_string()),
-            ("MASTER_ADDR", "127.0.0.1".into()),
-            ("MASTER_PORT", port.clone()),
-        ];
-        command.envs(place).spawn().unwrap()
-    };
-    ranks.iter().enumerate().map(rank).collect()
-}
-
-fn end(child: Child) -> Done {
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Done {
-        ok: output.status.success(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
+    let ranks = ranks.iter().map(|words| command(sandbox, words));
+    start_ranks(ranks.collect())
 }
 
 /// All must succeed, and one of them says what was done.
@@ -137,10 +114,6 @@ fn who_is_killed_is_replaced_by_those_who_are_left() {
         assert!(!end(killed).ok);
         let said = succeed(ranks);
         assert!(said.starts_with("40 images in "), "{said}");
-        let half = |path: &std::path::PathBuf| path.to_string_lossy().contains(".writing-");
-        for torn in files(&sandbox.path("job")).into_iter().filter(half) {
-            std::fs::remove_file(torn).unwrap();
-        }
         assert_whole(&sandbox);
     }
 }

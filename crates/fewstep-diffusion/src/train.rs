@@ -9,8 +9,8 @@ use std::sync::Arc;
 use fewstep_datasets::{Augment, Batch, Dataset, Loader, LoaderOptions, Shard, Statistics};
 use fewstep_torch::options::expect;
 use fewstep_torch::{
-    Checkpoint, Group, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, Part,
-    Reducer, checkpoint, seed,
+    Checkpoint, Group, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, Part, Reducer,
+    checkpoint, seed,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};

@@ -93,7 +93,7 @@ pub(crate) fn evaluate(
     let batches = limit.unwrap_or(usize::MAX);
     for (i, batch) in loader.epoch(0).take(batches).enumerate() {
         let part = Part::new(group, &loader, i, &batch?, network.device())?;
-        let n = part.share.images as f64;
+        let n = part.share.part.len as f64;
         let seen = sums[2] > 0.;
         if n == 0. && (seen || monitor.is_none()) {
             continue;

@@ -189,7 +189,8 @@ impl Trainer<'_> {
             Ok(progress)
         })?;
         self.group.spread("the weights", network.tensors())?;
-        self.group.spread("the optimiser's state", optimiser.state())?;
+        self.group
+            .spread("the optimiser's state", optimiser.state())?;
         Ok(progress)
     }
 
@@ -296,7 +297,7 @@ impl Trainer<'_> {
             Some(reducer) => reducer.backward(loss)?,
             None => loss
                 .f_backward()
-                .map_err(|e| self.group.explain("the statistics of batch norm", e.into()))?,
+                .map_err(|e| self.group.explain("the backward pass", e.into()))?,
         }
         Ok(())
     }

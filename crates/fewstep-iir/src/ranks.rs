@@ -6,8 +6,8 @@ use fewstep_spiking::Share;
 use fewstep_torch::Group;
 use tch::{Device, Kind, Tensor};
 
-use crate::data::to_tensors;
 use crate::Result;
+use crate::data::to_tensors;
 
 /// This process's part in the work on each batch.
 pub(crate) fn shard(group: &Group) -> Shard {
@@ -36,12 +36,9 @@ impl<'a> Part<'a> {
         batch: &Batch,
         device: Device,
     ) -> Result<Self> {
-        let whole = loader.images_in(number);
         let share = Share {
             group,
-            batch: whole as i64,
-            before: shard(group).of(whole).start as i64,
-            images: batch.labels.len() as i64,
+            part: group.part(loader.images_in(number) as i64),
         };
         let (images, labels) = match batch.labels.is_empty() {
             false => to_tensors(batch, device)?,
@@ -63,7 +60,7 @@ impl<'a> Part<'a> {
 
     /// How much of the batch it is, 0 to 1.
     pub(crate) fn weight(&self) -> f64 {
-        self.share.images as f64 / self.share.batch as f64
+        self.share.part.weight()
     }
 }
 
@@ -83,4 +80,27 @@ pub(crate) fn first_words(group: &Group, words: Option<String>) -> Result<Option
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loader_and_the_group_divide_a_batch_alike() {
+        for world in [1, 2, 3, 5] {
+            let found = Group::of_threads(world, std::time::Duration::from_secs(60), |group| {
+                (0..12)
+                    .map(|n| {
+                        let part = group.part(n).numbers();
+                        (
+                            shard(group).of(n as usize),
+                            part.start as usize..part.end as usize,
+                        )
+                    })
+                    .all(|(shard, part)| shard == part)
+            });
+            assert_eq!(found.unwrap(), vec![true; world]);
+        }
+    }
 }

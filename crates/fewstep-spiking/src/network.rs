@@ -451,7 +451,7 @@ impl Network {
             let mut shape = activation.size();
             let images = shape[1];
             shape[0] = 1;
-            shape[1] = share.map_or(images, |s| s.batch);
+            shape[1] = share.map_or(images, |s| s.part.batch);
             let mut mask = Tensor::f_full(
                 &shape,
                 1. - dropout,

@@ -86,6 +86,9 @@ char* fewstep_store_tcp(const char* host, uint16_t port, bool server, int64_t ti
   FEWSTEP_TRY({
     // What c10d logs with a stack comes back as an exception as well.
     if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 3;
+    // For NCCL, set while there are no other threads: an operation that is late is an exception in the thread that waits for it, not
+    // the end of the process.
+    setenv("TORCH_NCCL_BLOCKING_WAIT", "1", 0);
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = server;
@@ -132,23 +135,26 @@ char* fewstep_store_add(const FewstepStore* store, const char* key, int64_t valu
 
 void fewstep_store_free(FewstepStore* store) { delete store; }
 
-// Gloo for CPU tensors. `store` is that of the group, without the devices' prefixes.
-char* fewstep_group_new(const FewstepStore* store, int64_t rank, int64_t world, int64_t timeout_ms, MakeNccl nccl, FewstepGroup** out) {
+// Gloo for CPU tensors. `store` is that of the group, without the devices' prefixes. Ranks meet within `left_ms`.
+char* fewstep_group_new(const FewstepStore* store, int64_t rank, int64_t world, int64_t left_ms, int64_t timeout_ms, MakeNccl nccl,
+                        FewstepGroup** out) {
   FEWSTEP_TRY({
     const int r = static_cast<int>(rank), n = static_cast<int>(world);
     auto group = c10::make_intrusive<c10d::ProcessGroup>(store->store, r, n);
     const auto gloo = c10d::ProcessGroup::BackendType::GLOO;
     group->setDefaultBackend(gloo);
-    auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout_ms));
+    auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(left_ms));
     options->devices = devices();
     options->group_name = "0";
     auto cpu = c10::make_intrusive<c10d::PrefixStore>("cpu/", store->store);
-    group->setBackend(at::kCPU, gloo, c10::make_intrusive<c10d::ProcessGroupGloo>(cpu, r, n, options));
+    auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(cpu, r, n, options);
+    backend->setTimeout(milliseconds(timeout_ms));
+    group->setBackend(at::kCPU, gloo, backend);
     if (nccl) {
       c10::intrusive_ptr<c10d::Store> cuda = c10::make_intrusive<c10d::PrefixStore>("cuda/", store->store);
-      c10::intrusive_ptr<c10d::Backend> backend;
-      if (char* message = nccl(&cuda, r, n, timeout_ms, &backend)) return message;
-      group->setBackend(at::kCUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
+      c10::intrusive_ptr<c10d::Backend> on_gpus;
+      if (char* message = nccl(&cuda, r, n, timeout_ms, &on_gpus)) return message;
+      group->setBackend(at::kCUDA, c10d::ProcessGroup::BackendType::NCCL, on_gpus);
     }
     group->setGroupName("0");
     *out = new FewstepGroup{group};
@@ -194,7 +200,8 @@ char* fewstep_group_reduce_scatter(const FewstepGroup* g, const at::Tensor* in, 
 }
 
 char* fewstep_group_barrier(const FewstepGroup* g) {
-  FEWSTEP_TRY({ finish(g->group->barrier()); })
+  // Not the group's own, which keeps a tensor in a static variable.
+  FEWSTEP_TRY({ finish(g->group->getBackend(at::kCPU)->barrier()); })
 }
 
 char* fewstep_group_sum(const FewstepGroup* g, const at::Tensor* x, at::Tensor** out) {
@@ -206,12 +213,18 @@ char* fewstep_reducer_new(const FewstepGroup* g, const at::Tensor* const* parame
   FEWSTEP_TRY({
     Tensors params;
     std::unordered_map<size_t, std::string> names;
-    for (int64_t i = 0; i < n; ++i) params.push_back(*parameters[i]);
+    Tensors backwards;
+    std::vector<int64_t> places;
+    for (int64_t i = 0; i < n; ++i) {
+      params.push_back(*parameters[i]);
+      backwards.push_back(*parameters[n - 1 - i]);
+      places.push_back(n - 1 - i);
+    }
     c10d::verify_params_across_processes(g->group, params, std::nullopt);
     const auto sizes = std::vector<size_t>{static_cast<size_t>(first_bytes), static_cast<size_t>(bytes)};
-    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(params, sizes));
-    // Gradients come from the last layer to the first.
-    std::reverse(buckets.begin(), buckets.end());
+    // Gradients come from the last layer to the first, and the first of them fill the small bucket. (Python's DistributedDataParallel gets
+    // there by making its buckets anew after the first step, which the reducer does not do where parameters may be unused.)
+    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(backwards, sizes, {}, places));
     auto reducer = std::make_shared<c10d::Reducer>(params, buckets, g->group, std::vector<bool>(params.size(), false), bytes,
                                                    /*find_unused_parameters=*/true, /*gradient_as_bucket_view=*/false, names, first_bytes,
                                                    /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
@@ -240,12 +253,15 @@ char* fewstep_reducer_buckets(const FewstepReducer* r, int64_t* bytes, int64_t r
   })
 }
 
-void fewstep_reducer_free(FewstepReducer* r) {
-  // A backward that failed leaves work behind of which the destructors complain.
-  try {
-    delete r;
-  } catch (...) {
-  }
+// Mean nanoseconds: buckets on their way, and those of them during backward.
+char* fewstep_reducer_times(const FewstepReducer* r, int64_t* ns) {
+  FEWSTEP_TRY({
+    auto data = r->logger->get_ddp_logging_data();
+    ns[0] = data.ints_map["avg_backward_comm_time"];
+    ns[1] = data.ints_map["avg_backward_compute_comm_overlap_time"];
+  })
 }
+
+void fewstep_reducer_free(FewstepReducer* r) { delete r; }
 
 }  // extern "C"

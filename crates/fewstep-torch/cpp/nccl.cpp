@@ -2,15 +2,11 @@
 // opened the CUDA part. Built by build.rs where the headers of NCCL and CUDA are.
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
-#include <cstdlib>
-
 #include "shim.h"
 
 extern "C" char* fewstep_nccl(const c10::intrusive_ptr<c10d::Store>* store, int rank, int world, int64_t timeout_ms,
                               c10::intrusive_ptr<c10d::Backend>* out) {
   FEWSTEP_TRY({
-    // An operation that is late is an exception in the thread that waits for it, not the end of the process.
-    setenv("TORCH_NCCL_BLOCKING_WAIT", "1", 0);
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = std::chrono::milliseconds(timeout_ms);
     options->group_name = "0";

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 use life::Life;
 pub use part::Part;
 pub use ranks::Ranks;
-pub use reducer::Reducer;
+pub use reducer::{Messages, Reducer};
 use store::RawStore;
 pub use store::Store;
 
@@ -44,6 +44,7 @@ unsafe extern "C" {
         store: *const RawStore,
         rank: i64,
         world: i64,
+        left_ms: i64,
         timeout_ms: i64,
         nccl: Option<MakeNccl>,
         out: *mut *mut RawGroup,
@@ -97,8 +98,9 @@ pub struct Group(Option<Arc<Member>>);
 /// A place in a group of several.
 struct Member {
     raw: Handle,
+    /// Why there is nothing for tensors on GPUs, where there is not.
+    no_nccl: Option<String>,
     ranks: Ranks,
-    timeout: Duration,
     life: Life,
 }
 
@@ -148,48 +150,65 @@ impl Group {
         if ranks.world == 1 {
             return Ok(Self::alone());
         }
+        let start = Instant::now();
+        let left = || timeout.saturating_sub(start.elapsed());
         let fail = |reason: String| Error::Group {
             rank: ranks.rank,
             world: ranks.world,
             what: "meeting the other ranks".into(),
             reason,
         };
-        let start = Instant::now();
-        let store = Store::of(ranks, timeout).map_err(|e| fail(e.to_string()))?;
+        let store = Store::of(ranks, timeout).map_err(|e| match (ranks.rank, ranks.agent) {
+            (1.., None) if start.elapsed() + Duration::from_secs(1) > timeout => fail(format!(
+                "rank 0 did not come to {}:{} within {} s",
+                ranks.address,
+                ranks.port,
+                timeout.as_secs()
+            )),
+            _ => fail(e.to_string()),
+        })?;
         // A connection of its own: a wait for a key would hold the other one.
-        let beats = Store::client_of(ranks, timeout).map_err(|e| fail(e.to_string()))?;
-        let life = Life::start(ranks, store, beats).map_err(|e| fail(e.to_string()))?;
-        // As Python's `init_process_group` names them.
-        let of_group = life.store().prefix("default_pg")?.prefix("0/")?;
-        let nccl = nccl()?;
-        let mut raw = std::ptr::null_mut();
-        let left = timeout.saturating_sub(start.elapsed());
-        // SAFETY: the store is alive; on success the shim hands over a group.
-        let made = check(unsafe {
-            fewstep_group_new(
-                of_group.as_ptr(),
-                ranks.rank as i64,
-                ranks.world as i64,
-                left.as_millis() as i64,
-                nccl,
-                &raw mut raw,
-            )
-        });
-        if let Err(e) = made {
+        let beats = Store::client_of(ranks, left()).map_err(|e| fail(e.to_string()))?;
+        let life = Life::start(ranks, store, beats, timeout).map_err(|e| fail(e.to_string()))?;
+        let (nccl, no_nccl) = match nccl() {
+            Ok(found) => (found, None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let meet = || -> Result<*mut RawGroup> {
+            // As Python's `init_process_group` names them.
+            let of_group = life.store().prefix("default_pg")?.prefix("0/")?;
+            let mut raw = std::ptr::null_mut();
+            // SAFETY: the store is alive; on success the shim hands over a group.
+            check(unsafe {
+                fewstep_group_new(
+                    of_group.as_ptr(),
+                    ranks.rank as i64,
+                    ranks.world as i64,
+                    left().as_millis() as i64,
+                    timeout.as_millis() as i64,
+                    nccl,
+                    &raw mut raw,
+                )
+            })?;
+            Ok(raw)
+        };
+        let raw = meet().map_err(|e| {
             let missing = life.missing();
-            return Err(fail(match missing.is_empty() {
-                true => e.to_string(),
+            let reason = match missing.is_empty() {
                 false => format!(
                     "{} did not come within {} s",
                     list(&missing),
                     timeout.as_secs()
                 ),
-            }));
-        }
+                true => life.diagnose().unwrap_or_else(|| e.to_string()),
+            };
+            life.leave(Some(&reason), || ());
+            fail(reason)
+        })?;
         Ok(Self(Some(Arc::new(Member {
             raw: Handle(Mutex::new(raw)),
+            no_nccl,
             ranks: ranks.clone(),
-            timeout,
             life,
         }))))
     }
@@ -261,6 +280,7 @@ impl Group {
             Reduce::Min => 1,
             Reduce::Max => 2,
         };
+        self.carries(tensor)?;
         self.run(what, |raw| {
             // SAFETY: group and tensor are alive.
             check(unsafe { fewstep_group_all_reduce(raw, tensor.as_ptr(), operation) })
@@ -285,6 +305,7 @@ impl Group {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn broadcast(&self, what: &str, tensor: &Tensor, from: usize) -> Result<()> {
+        self.carries(tensor)?;
         self.run(what, |raw| {
             // SAFETY: group and tensor are alive.
             check(unsafe { fewstep_group_broadcast(raw, tensor.as_ptr(), from as i64) })
@@ -363,6 +384,7 @@ impl Group {
         if self.0.is_none() {
             return Ok(vec![tensor.shallow_clone()]);
         }
+        self.carries(tensor)?;
         let tensor = tensor.f_contiguous()?;
         let mut shape = tensor.size();
         shape.insert(0, self.world() as i64);
@@ -379,6 +401,7 @@ impl Group {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce), or the first dimension is not the number of ranks.
     pub fn reduce_scatter(&self, what: &str, tensor: &Tensor) -> Result<Tensor> {
+        self.carries(tensor)?;
         let shape = tensor.size();
         if shape.first() != Some(&(self.world() as i64)) {
             return Err(Error::Mismatch(format!(
@@ -416,6 +439,7 @@ impl Group {
         if self.0.is_none() {
             return Ok(tensor.shallow_clone());
         }
+        self.carries(tensor)?;
         let mut out = std::ptr::null_mut();
         self.run(what, |raw| {
             // SAFETY: group and tensor are alive; on success the shim hands over a tensor.
@@ -469,7 +493,7 @@ impl Group {
         match (&self.0, error) {
             (None, error) | (Some(_), error @ Error::Group { .. }) => error,
             (Some(member), error) => {
-                let found = member.life.diagnose(member.timeout);
+                let found = member.life.diagnose();
                 self.error(what, found.unwrap_or_else(|| error.to_string()))
             }
         }
@@ -498,6 +522,18 @@ impl Group {
         }
     }
 
+    /// Whether there is a way for a tensor on its device.
+    fn carries(&self, tensor: &Tensor) -> Result<()> {
+        let reason = self.0.as_ref().and_then(|member| member.no_nccl.as_ref());
+        match (tensor.device(), reason) {
+            (Device::Cuda(_), Some(reason)) => Err(Error::Device {
+                asked: "several ranks on CUDA".into(),
+                reason: reason.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn error(&self, what: &str, reason: String) -> Error {
         Error::Group {
             rank: self.rank(),
@@ -517,11 +553,14 @@ impl Group {
             return Ok(T::default());
         };
         member.life.begins(what);
-        let raw = member.raw.lock();
-        if raw.is_null() {
-            return Err(self.error(what, "this rank has left the group".into()));
-        }
-        operation(*raw).map_err(|e| self.explain(what, e))
+        let done = {
+            let raw = member.raw.lock();
+            if raw.is_null() {
+                return Err(self.error(what, "this rank has left the group".into()));
+            }
+            operation(*raw)
+        };
+        done.map_err(|e| self.explain(what, e))
     }
 }
 
@@ -538,18 +577,13 @@ fn list(ranks: &[usize]) -> String {
     }
 }
 
-/// The function that makes the NCCL backend, where CUDA and our library for it are there.
-fn nccl() -> Result<Option<MakeNccl>> {
+/// The function that makes the NCCL backend, where there is CUDA; why it can't be had.
+fn nccl() -> std::result::Result<Option<MakeNccl>, String> {
     if !tch::Cuda::is_available() {
         return Ok(None);
     }
-    crate::library::nccl()
-        .map(|address| {
-            // SAFETY: the function of that name in our own library, `cpp/nccl.cpp`, has this type.
-            Some(unsafe { std::mem::transmute::<*mut std::ffi::c_void, MakeNccl>(address) })
-        })
-        .map_err(|reason| Error::Device {
-            asked: "several ranks on CUDA".into(),
-            reason,
-        })
+    crate::library::nccl().map(|address| {
+        // SAFETY: the function of that name in our own library, `cpp/nccl.cpp`, has this type.
+        Some(unsafe { std::mem::transmute::<*mut std::ffi::c_void, MakeNccl>(address) })
+    })
 }

@@ -35,6 +35,7 @@ pub const LIBTORCH_VERSION: &str = "2.11.0";
 pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;
 pub use error::{Error, Result};
-pub use group::{Group, Part, Ranks, Reduce, Reducer, Store};
+pub use group::{Group, Messages, Part, Ranks, Reduce, Reducer, Store};
+pub use library::libtorch_bytes;
 pub use optim::{LearningRate, Optimiser, OptimiserConfig, ParameterGroup};
 pub use precision::Precision;

@@ -37,6 +37,12 @@ pub(crate) fn folder() -> Option<PathBuf> {
         .map(Path::to_path_buf)
 }
 
+/// Size of the `libtorch_cpu.so` that is open, by which two builds of the same version differ.
+pub fn libtorch_bytes() -> Option<u64> {
+    let file = folder()?.join("libtorch_cpu.so");
+    Some(file.metadata().ok()?.len())
+}
+
 fn address_in_libtorch() -> *const libc::c_void {
     // SAFETY: dlsym with a C string; null where the symbol is not found, which dladdr then refuses.
     // at::get_num_threads() is defined in libtorch_cpu.so and is as old as the library's C++ interface.
@@ -80,19 +86,20 @@ fn try_open_cuda() -> Result<PathBuf, String> {
     Ok(path.clone())
 }
 
-/// `fewstep_nccl` of our library for several ranks on CUDA, which lies beside the binary or beside libtorch.
+/// `fewstep_nccl` of our library for several ranks on CUDA. It lies beside the binary, beside libtorch, or where it was built.
 pub(crate) fn nccl() -> Result<*mut libc::c_void, String> {
     const NAME: &str = "libfewstep_nccl.so";
     static FOUND: OnceLock<Result<usize, String>> = OnceLock::new();
     let open = || {
         let beside_binary = std::env::current_exe()
             .ok()
-            .and_then(|exe| Some(exe.parent()?.to_path_buf()));
-        let folders = [beside_binary, folder()];
-        let path = folders
-            .iter()
+            .and_then(|exe| Some(exe.parent()?.join(NAME)));
+        let beside_libtorch = folder().map(|folder| folder.join(NAME));
+        // Of the build script.
+        let built = option_env!("FEWSTEP_NCCL").map(PathBuf::from);
+        let path = [beside_binary, beside_libtorch, built]
+            .into_iter()
             .flatten()
-            .map(|folder| folder.join(NAME))
             .find(|path| path.exists())
             .ok_or_else(|| {
                 format!("{NAME} is not there; it is built where `cargo xtask setup --cuda` has installed NCCL's headers")
@@ -125,5 +132,26 @@ mod tests {
             "{}",
             folder.display()
         );
+    }
+
+    /// Where this build has made the library: everything that it wants of libtorch is there, GPU or not.
+    #[test]
+    fn the_library_for_nccl_opens_once_libtorchs_cuda_part_is_open() {
+        let folder = folder().unwrap();
+        let part = [
+            folder.join("libtorch_cuda.so"),
+            folder.join("../cuda/lib/libtorch_cuda.so"),
+        ];
+        let (Some(_), Some(part)) = (
+            option_env!("FEWSTEP_NCCL"),
+            part.iter().find(|path| path.exists()),
+        ) else {
+            eprintln!("skipped: this libtorch has no CUDA part, or no headers of NCCL");
+            return;
+        };
+        // SAFETY: as in `try_open_cuda`; nothing of it is used.
+        let part = unsafe { Library::open(Some(part), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
+        std::mem::forget(part);
+        assert!(!nccl().unwrap().is_null());
     }
 }

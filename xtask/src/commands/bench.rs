@@ -8,6 +8,7 @@
 //! * `against` and `implied_speedup`: a case that is compared with another of ours instead of with peers, and the speed-up that
 //!   its skipped arithmetic implies. At least [`FOLLOWED`] of that is to be measured.
 
+mod distributed;
 mod events;
 
 use std::env;
@@ -27,7 +28,7 @@ use crate::libtorch;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// What to measure: spiking, sampling, events, or dit-xl (ours alone)
+    /// What to measure: spiking, sampling, events, distributed, or dit-xl (ours alone)
     name: String,
     /// Threads for every program [default: all of the machine; for events 1 and 2 in turn]
     #[arg(long)]
@@ -114,13 +115,17 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     if options.name == events::NAME {
         return events::bench(checkout, options);
     }
+    if options.name == distributed::NAME {
+        return distributed::bench(checkout, options);
+    }
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == options.name) else {
         let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
         bail!(
-            "there is no benchmark {:?}; known: {}, {}, dit-xl",
+            "there is no benchmark {:?}; known: {}, {}, {}, dit-xl",
             options.name,
             known.join(", "),
-            events::NAME
+            events::NAME,
+            distributed::NAME
         );
     };
     libtorch::ensure(checkout, false, false)?;
@@ -235,8 +240,13 @@ pub(super) fn python(checkout: &Checkout) -> Result<PathBuf> {
 
 /// Runs one program and adds its samples to those of its earlier rounds.
 fn measure(command: &mut Command, who: &str, into: &mut Vec<Samples>) -> Result<()> {
-    for line in lines(command, who)? {
-        let samples = parse(&line)
+    add(&lines(command, who)?, who, into)
+}
+
+/// Adds what a program printed to the samples of its earlier rounds.
+fn add(lines: &[String], who: &str, into: &mut Vec<Samples>) -> Result<()> {
+    for line in lines {
+        let samples = parse(line)
             .with_context(|| format!("{who} printed {line:?}, which is no measurement"))?;
         let same =
             |known: &&mut Samples| (&known.name, known.threads) == (&samples.name, samples.threads);

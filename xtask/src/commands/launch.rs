@@ -1,7 +1,7 @@
 //! `cargo xtask launch --nproc N COMMAND …`: ranks of `fewstep` on this machine, without Python.
 //!
 //! A rank finds its place in the variables that torchrun sets as well, so the program cannot tell the two apart. Rank 0 has the
-//! terminal; what the others say is prefixed with their number. A rank that ends does not end the others: in training they notice
+//! terminal; what the others say on standard error is prefixed with their number. A rank that ends does not end the others: in training they notice
 //! by themselves, in sampling they go on.
 
 mod output;
@@ -59,7 +59,7 @@ pub fn launch(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
 }
 
 /// The port asked for if nobody has it, or any that is free. Rank 0 will listen on all addresses, so all are tried.
-fn free_port(asked: Option<u16>) -> Result<u16> {
+pub(super) fn free_port(asked: Option<u16>) -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, asked.unwrap_or(0))).with_context(
         || match asked {
             Some(port) => {
@@ -69,6 +69,20 @@ fn free_port(asked: Option<u16>) -> Result<u16> {
         },
     )?;
     Ok(listener.local_addr()?.port())
+}
+
+/// Tells a program on this machine which rank it is, in the variables of torchrun.
+pub(super) fn place(command: &mut Command, rank: usize, world: usize, port: u16) {
+    command
+        .env("MASTER_ADDR", "127.0.0.1")
+        .env("MASTER_PORT", port.to_string())
+        .env("RANK", rank.to_string())
+        .env("LOCAL_RANK", rank.to_string())
+        .env("WORLD_SIZE", world.to_string())
+        .env("LOCAL_WORLD_SIZE", world.to_string())
+        // Of a torchrun around us: its store is not ours.
+        .env_remove("TORCHELASTIC_USE_AGENT_STORE")
+        .env_remove("TORCHELASTIC_RESTART_COUNT");
 }
 
 struct Rank {
@@ -101,17 +115,8 @@ impl Ranks {
         };
         for rank in 0..world {
             let mut command = Command::new(program);
-            command
-                .args(arguments)
-                .env("MASTER_ADDR", "127.0.0.1")
-                .env("MASTER_PORT", port.to_string())
-                .env("RANK", rank.to_string())
-                .env("LOCAL_RANK", rank.to_string())
-                .env("WORLD_SIZE", world.to_string())
-                .env("LOCAL_WORLD_SIZE", world.to_string())
-                // Of a torchrun around us: its store is not ours.
-                .env_remove("TORCHELASTIC_USE_AGENT_STORE")
-                .env_remove("TORCHELASTIC_RESTART_COUNT");
+            command.args(arguments);
+            place(&mut command, rank, world, port);
             if env::var_os("OMP_NUM_THREADS").is_none() {
                 command.env("OMP_NUM_THREADS", (cores / world).max(1).to_string());
             }

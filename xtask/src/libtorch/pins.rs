@@ -30,6 +30,8 @@ pub const PIP_TAGS: &[&str] = &[
 const LIB: &str = "lib";
 /// Folder for what is only opened at run time. Not `lib`: torch-sys links `libtorch_cuda.so` where it finds it there.
 const CUDA_LIB: &str = "cuda/lib";
+/// Folder for the headers of CUDA and NCCL, with which fewstep-torch builds its NCCL library.
+const CUDA_INCLUDE: &str = "cuda/include";
 
 /// Which parts of libtorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,7 @@ impl Flavour {
     pub fn takes(self, wheel: &'static Wheel) -> impl Iterator<Item = &'static Take> {
         let cuda: &[Take] = match self {
             Self::Cuda if wheel.name == "torch" => TORCH_CUDA,
+            Self::Cuda if wheel.name == "nvidia-cuda-runtime" => HEADERS,
             _ => &[],
         };
         wheel.take.iter().chain(cuda)
@@ -174,8 +177,26 @@ const TORCH_CUDA: &[Take] = &[
     File("torch/lib/libtorch_nvshmem.so", CUDA_LIB),
 ];
 
-/// One NVIDIA package, all of whose libraries are taken.
+/// All libraries of an NVIDIA package.
+const LIBRARIES: &[Take] = &[Libraries(CUDA_LIB)];
+/// Its headers.
+const HEADERS: &[Take] = &[Tree("nvidia/cu13/include/", CUDA_INCLUDE)];
+/// Both.
+const ALL: &[Take] = &[
+    Libraries(CUDA_LIB),
+    Tree("nvidia/cu13/include/", CUDA_INCLUDE),
+];
+/// NCCL, which has a folder of its own.
+const NCCL: &[Take] = &[
+    Libraries(CUDA_LIB),
+    Tree("nvidia/nccl/include/", CUDA_INCLUDE),
+];
+/// Headers that CUDA's own name, out of a package of thousands.
+const TARGETS: &[Take] = &[Tree("nvidia/cu13/include/nv/", "cuda/include/nv")];
+
+/// One NVIDIA package.
 const fn nvidia(
+    take: &'static [Take],
     name: &'static str,
     version: &'static str,
     megabytes: u32,
@@ -186,28 +207,30 @@ const fn nvidia(
         version,
         sha256,
         megabytes,
-        take: &[Libraries(CUDA_LIB)],
+        take,
     }
 }
 
-/// What torch's wheel requires on Linux, as far as its libraries name it.
+/// What torch's wheel requires on Linux, as far as its libraries name it; and what its headers name, in the versions of the same
+/// cuda-toolkit 13.0.2.
 #[rustfmt::skip]
 const CUDA: &[Wheel] = &[
-    nvidia("nvidia-cublas", "13.1.0.3", 423, "ee8722c1f0145ab246bccb9e452153b5e0515fd094c3678df50b2a0888b8b171"),
-    nvidia("nvidia-cuda-nvrtc", "13.0.88", 90, "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575"),
-    nvidia("nvidia-cudnn-cu13", "9.19.0.56", 366, "d20e1734305e9d68889a96e3f35094d733ff1f83932ebe462753973e53a572bf"),
-    nvidia("nvidia-cufft", "12.0.0.61", 214, "6c44f692dce8fd5ffd3e3df134b6cdb9c2f72d99cf40b62c32dde45eea9ddad3"),
-    nvidia("nvidia-cufile", "1.15.1.6", 1, "08a3ecefae5a01c7f5117351c64f17c7c62efa5fffdbe24fc7d298da19cd0b44"),
-    nvidia("nvidia-curand", "10.4.0.35", 60, "1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc"),
-    nvidia("nvidia-cusolver", "12.0.4.66", 201, "0a759da5dea5c0ea10fd307de75cdeb59e7ea4fcb8add0924859b944babf1112"),
-    nvidia("nvidia-cusparse", "12.6.3.3", 146, "2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b"),
-    nvidia("nvidia-cusparselt-cu13", "0.8.0", 170, "25e30a8a7323935d4ad0340b95a0b69926eee755767e8e0b1cf8dd85b197d3fd"),
-    nvidia("nvidia-nccl-cu13", "2.28.9", 196, "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42"),
-    nvidia("nvidia-nvjitlink", "13.0.88", 41, "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b"),
-    nvidia("nvidia-nvshmem-cu13", "3.4.5", 60, "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
-    nvidia("nvidia-nvtx", "13.0.85", 1, "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
+    nvidia(ALL, "nvidia-cublas", "13.1.0.3", 423, "ee8722c1f0145ab246bccb9e452153b5e0515fd094c3678df50b2a0888b8b171"),
+    nvidia(TARGETS, "nvidia-cuda-cccl", "13.0.85", 3, "e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649"),
+    nvidia(HEADERS, "nvidia-cuda-crt", "13.0.88", 1, "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4"),
+    nvidia(LIBRARIES, "nvidia-cuda-nvrtc", "13.0.88", 90, "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575"),
+    nvidia(LIBRARIES, "nvidia-cudnn-cu13", "9.19.0.56", 366, "d20e1734305e9d68889a96e3f35094d733ff1f83932ebe462753973e53a572bf"),
+    nvidia(LIBRARIES, "nvidia-cufft", "12.0.0.61", 214, "6c44f692dce8fd5ffd3e3df134b6cdb9c2f72d99cf40b62c32dde45eea9ddad3"),
+    nvidia(LIBRARIES, "nvidia-cufile", "1.15.1.6", 1, "08a3ecefae5a01c7f5117351c64f17c7c62efa5fffdbe24fc7d298da19cd0b44"),
+    nvidia(LIBRARIES, "nvidia-curand", "10.4.0.35", 60, "1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc"),
+    nvidia(ALL, "nvidia-cusolver", "12.0.4.66", 201, "0a759da5dea5c0ea10fd307de75cdeb59e7ea4fcb8add0924859b944babf1112"),
+    nvidia(ALL, "nvidia-cusparse", "12.6.3.3", 146, "2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b"),
+    nvidia(LIBRARIES, "nvidia-cusparselt-cu13", "0.8.0", 170, "25e30a8a7323935d4ad0340b95a0b69926eee755767e8e0b1cf8dd85b197d3fd"),
+    nvidia(NCCL, "nvidia-nccl-cu13", "2.28.9", 196, "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42"),
+    nvidia(LIBRARIES, "nvidia-nvjitlink", "13.0.88", 41, "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b"),
+    nvidia(LIBRARIES, "nvidia-nvshmem-cu13", "3.4.5", 60, "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
+    nvidia(LIBRARIES, "nvidia-nvtx", "13.0.85", 1, "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
 ];
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -164,3 +164,14 @@ fn the_readme_shows_only_commands_that_exist() {
         .unwrap();
     assert_eq!(block, "cargo xtask demo\ncargo xtask test\n");
 }
+
+#[test]
+fn the_tables_of_the_scaling_page_are_what_its_script_prints() {
+    let output = Command::new("python3")
+        .args(["docs/scaling.py", "--check", "docs/scaling.md"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}

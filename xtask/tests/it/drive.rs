@@ -183,7 +183,7 @@ fn bench_names_what_it_knows_and_what_went_wrong() {
     assert_eq!(answer.code, Some(1));
     assert_eq!(
         answer.err,
-        "error: there is no benchmark \"spikin\"; known: spiking, sampling, events, dit-xl\n"
+        "error: there is no benchmark \"spikin\"; known: spiking, sampling, events, distributed, dit-xl\n"
     );
     let answer = said(&mut bench(&sandbox));
     assert_eq!(answer.code, Some(1));

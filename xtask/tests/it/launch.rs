@@ -142,7 +142,7 @@ fn a_port_that_somebody_has_is_refused_in_one_sentence_and_nothing_starts() {
 }
 
 #[test]
-fn rank_0_has_input_and_output_to_itself_and_the_others_have_a_prefix() {
+fn rank_0_has_the_input_and_what_the_others_say_beside_results_has_a_prefix() {
     let sandbox = with_fewstep(
         r#"read -r word
 echo "out of $RANK: $word"
@@ -155,11 +155,7 @@ printf 'no end of %s' $RANK >&2"#,
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert_eq!(
         sorted(&answer.out),
-        [
-            "[rank 1] out of 1: ",
-            "[rank 2] out of 2: ",
-            "out of 0: word"
-        ]
+        ["out of 0: word", "out of 1: ", "out of 2: "]
     );
     let words = answer.err.split_once("few minutes\n").unwrap().1;
     assert_eq!(

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
@@ -86,8 +85,15 @@ impl Sandbox {
     /// Puts an executable shell script on the PATH.
     pub fn script(&self, name: &str, body: &str) -> PathBuf {
         let path = self.path("bin").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = self.path("script");
+        fs::write(&text, format!("#!/bin/sh\n{body}\n")).unwrap();
+        // Not written by us: a process that another test forks meanwhile would have it open, and nobody could run it ("text file busy").
+        let done = Command::new("install")
+            .args(["-m", "755"])
+            .args([&text, &path])
+            .status()
+            .unwrap();
+        assert!(done.success());
         path
     }
 

@@ -81,6 +81,8 @@ fn cuda_libraries_stay_out_of_the_linkers_sight() {
     let sandbox = Sandbox::new();
     for (package, version) in [
         ("cublas", "13.1.0.3"),
+        ("cuda_cccl", "13.0.85"),
+        ("cuda_crt", "13.0.88"),
         ("cuda_nvrtc", "13.0.88"),
         ("cudnn_cu13", "9.19.0.56"),
         ("cufft", "12.0.0.61"),
@@ -94,13 +96,29 @@ fn cuda_libraries_stay_out_of_the_linkers_sight() {
         ("nvshmem_cu13", "3.4.5"),
         ("nvtx", "13.0.85"),
     ] {
-        let library = format!("nvidia/{package}/lib/lib{package}.so.1");
-        let header = format!("nvidia/{package}/include/{package}.h");
+        let library = format!("nvidia/cu13/lib/lib{package}.so.1");
+        let header = format!("nvidia/cu13/include/{package}.h");
+        let files: [&str; 2] = match package {
+            "cuda_cccl" => [
+                "nvidia/cu13/include/nv/target",
+                "nvidia/cu13/include/cccl/nv/target",
+            ],
+            "cuda_crt" => ["nvidia/cu13/include/crt/host_config.h", &header],
+            "nccl_cu13" => ["nvidia/nccl/lib/libnccl.so.2", "nvidia/nccl/include/nccl.h"],
+            _ => [&library, &header],
+        };
         sandbox.wheel(
             &format!("nvidia_{package}-{version}-py3-none-x.whl"),
-            &[&library, &header],
+            &files,
         );
     }
+    sandbox.wheel(
+        "nvidia_cuda_runtime-13.0.96-py3-none-x.whl",
+        &[
+            "nvidia/cu13/lib/libcudart.so.13",
+            "nvidia/cu13/include/cuda_runtime.h",
+        ],
+    );
     sandbox.working_pip();
     assert_eq!(sandbox.says(&["setup"]).code, Some(0));
     let said = sandbox.says(&["setup", "--cuda"]);
@@ -111,6 +129,29 @@ fn cuda_libraries_stay_out_of_the_linkers_sight() {
     assert!(home.join("cuda/lib/libcudnn_cu13.so.1").exists());
     assert!(!home.join("lib/libtorch_cuda.so").exists());
     assert!(!home.join("cuda/lib/cublas.h").exists());
+    // What fewstep-torch builds its NCCL library with, and nothing else.
+    for header in [
+        "cublas.h",
+        "crt/host_config.h",
+        "cuda_runtime.h",
+        "nccl.h",
+        "nv/target",
+    ] {
+        let path = home.join("cuda/include").join(header);
+        assert!(path.exists(), "{}", path.display());
+    }
+    for absent in [
+        "cuda/include/cufft.h",
+        "cuda/include/cccl",
+        "include/nccl.h",
+    ] {
+        assert!(!home.join(absent).exists(), "{absent}");
+    }
+    assert!(
+        !sandbox
+            .path("cache/fewstep/libtorch-2.11.0-cpu/cuda")
+            .exists()
+    );
     // The CUDA set holds the CPU set, so plain setup is content with it.
     assert_eq!(sandbox.says(&["setup"]).code, Some(0));
     assert_eq!(fs::read_link(sandbox.path("root/.libtorch")).unwrap(), home);
@@ -152,7 +193,7 @@ fn kill_and_recover(sandbox: &Sandbox, reached: &str) {
     assert!(
         doctor
             .out
-            .contains("by `cargo xtask setup`: 544 MB; by `cargo xtask setup --cuda`: 2513 MB"),
+            .contains("by `cargo xtask setup`: 544 MB; by `cargo xtask setup --cuda`: 2517 MB"),
         "{}",
         doctor.out
     );

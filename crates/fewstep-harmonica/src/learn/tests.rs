@@ -441,7 +441,11 @@ fn ranks_learn_the_router_of_one_process_and_go_on_with_another_number_of_them()
             let found = Group::of_threads(world, std::time::Duration::from_secs(60), |group| {
                 // Only rank 0 has a folder, and a fixture may not be shared.
                 let (fixture, nowhere) = (Fixture::open(), Path::new(""));
-                let folder = if group.leads() { folder.path() } else { nowhere };
+                let folder = if group.leads() {
+                    folder.path()
+                } else {
+                    nowhere
+                };
                 let learned = whole_as(group, &fixture, &options, folder, stop_at);
                 learned.map(|l| l.router.logits().to_vec()).ok()
             });

@@ -1,6 +1,6 @@
 //! A batch that several processes work on: batch norm over all of it, and the dropout that one process would have drawn.
 
-use fewstep_torch::Group;
+use fewstep_torch::{Group, Part};
 use tch::{Kind, Tensor};
 
 use super::BatchNorm;
@@ -12,12 +12,8 @@ use crate::Result;
 pub struct Share<'a> {
     /// The processes.
     pub group: &'a Group,
-    /// Images in the whole batch.
-    pub batch: i64,
-    /// Images of the batch in front of this part.
-    pub before: i64,
-    /// Images in this part.
-    pub images: i64,
+    /// Which images of the batch are this process's.
+    pub part: Part,
 }
 
 impl Share<'_> {
@@ -36,9 +32,9 @@ impl Share<'_> {
             variance.f_to_kind(Kind::Double)?,
             mean.f_to_kind(Kind::Double)?,
         );
-        let own = (self.images * positions) as f64;
+        let own = (self.part.len * positions) as f64;
         let sums = Tensor::f_cat(&[&mean * own, (variance + mean.f_square()?) * own], 0)?;
-        let all = (self.batch * positions) as f64;
+        let all = (self.part.batch * positions) as f64;
         let means = self
             .group
             .differentiable_sum("the statistics of batch norm", &sums)?
@@ -67,6 +63,6 @@ impl Share<'_> {
 
     /// Of a mask `[1, batch, …]` over the whole batch, the rows of `images` images.
     pub(super) fn rows(&self, mask: &Tensor, images: i64) -> Result<Tensor> {
-        Ok(mask.f_narrow(1, self.before, images)?)
+        Ok(mask.f_narrow(1, self.part.before, images)?)
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fewstep_torch::{Group, Ranks};
+use fewstep_torch::Group;
 
 use super::*;
 use crate::{LeakOptions, zoo};
@@ -205,7 +205,7 @@ fn trained(values: &Values, x: &Tensor, target: &Tensor, share: Share) -> (Value
     };
     let logits = n.forward_share(Input::Direct(x), &options, share).unwrap();
     let loss = (logits.logits * target).sum(Kind::Float);
-    (loss * f64::from(share.images > 0)).backward();
+    (loss * f64::from(share.part.len > 0)).backward();
     let gradients = n
         .parameters()
         .into_iter()
@@ -233,9 +233,7 @@ fn batch_norm_over_uneven_and_empty_parts_is_that_over_the_whole_batch() {
         let group = Group::alone();
         let whole = Share {
             group: &group,
-            batch: images,
-            before: 0,
-            images,
+            part: group.part(images),
         };
         let (expected, gradients) = trained(&values, &x, &target, whole);
         // libtorch's tensors may go to other threads, but not be shared.
@@ -251,13 +249,10 @@ fn batch_norm_over_uneven_and_empty_parts_is_that_over_the_whole_batch() {
         let parts: Vec<_> = parts.collect();
         let found = Group::of_threads(world as usize, Duration::from_secs(120), |group| {
             let rank = group.rank() as i64;
-            let (before, end) = (rank * images / world, (rank + 1) * images / world);
             let (values, x, target) = &*parts[rank as usize].lock().unwrap();
             let share = Share {
                 group,
-                batch: images,
-                before,
-                images: end - before,
+                part: group.part(images),
             };
             trained(values, x, target, share)
         })

@@ -14,13 +14,14 @@ use super::{Ranks, Store, list};
 const BEAT: Duration = Duration::from_millis(400);
 /// A rank without one for this long is lost.
 const SILENCE: Duration = Duration::from_millis(2500);
-/// Rank 0 waits so long for others to leave, as the store ends with it.
-const FAREWELL: Duration = Duration::from_secs(10);
 
 pub(super) struct Life {
     ranks: Ranks,
+    timeout: Duration,
     store: Arc<Store>,
     state: Arc<State>,
+    /// When the last operation began.
+    began: Mutex<Instant>,
     exchanges: AtomicU64,
     gone: AtomicBool,
     beating: Mutex<Option<JoinHandle<()>>>,
@@ -44,12 +45,12 @@ struct Sign {
 
 impl Life {
     /// Claims the rank and begins to give signs.
-    pub fn start(ranks: &Ranks, store: Store, beats: Store) -> Result<Self> {
+    pub fn start(ranks: &Ranks, store: Store, beats: Store, timeout: Duration) -> Result<Self> {
         let store = Arc::new(store);
         let claims = store.add(&format!("fewstep/claims/{}", ranks.rank), 1)?;
         if claims > 1 {
             return Err(Error::Mismatch(format!(
-                "expected one process as rank {}, found another (RANK must differ)",
+                "expected one process as rank {}, found another, or one that has not ended yet (RANK must differ)",
                 ranks.rank
             )));
         }
@@ -72,8 +73,10 @@ impl Life {
             .map_err(|e| Error::Mismatch(format!("no thread for signs of life: {e}")))?;
         Ok(Self {
             ranks: ranks.clone(),
+            timeout,
             store,
             state,
+            began: Mutex::new(Instant::now()),
             exchanges: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             beating: Mutex::new(Some(thread)),
@@ -94,6 +97,8 @@ impl Life {
             .unwrap_or_else(PoisonError::into_inner);
         doing.clear();
         doing.push_str(what);
+        drop(doing);
+        *self.began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Every rank's text, in their order.
@@ -140,9 +145,8 @@ impl Life {
     }
 
     /// Which rank an error is owed to, in words; `None` where all seem well. Takes [`SILENCE`].
-    pub fn diagnose(&self, timeout: Duration) -> Option<String> {
-        self.look(timeout)
-            .unwrap_or_else(|_| Some(self.without_store()))
+    pub fn diagnose(&self) -> Option<String> {
+        self.look().unwrap_or_else(|_| Some(self.without_store()))
     }
 
     /// What to say where nobody can be asked.
@@ -174,7 +178,9 @@ impl Life {
         watch().unwrap_or_else(|_| Some(self.without_store()))
     }
 
-    fn look(&self, timeout: Duration) -> Result<Option<String>> {
+    fn look(&self) -> Result<Option<String>> {
+        let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = began.elapsed();
         let all = 0..self.ranks.world;
         let signs =
             |_| -> Result<Vec<Option<Sign>>> { all.clone().map(|rank| self.sign(rank)).collect() };
@@ -207,6 +213,10 @@ impl Life {
         if let Some(rank) = self.others(|r| ended(r).is_some()).first() {
             return Ok(Some(format!("rank {rank} has ended before")));
         }
+        if waited + BEAT < self.timeout {
+            // Nobody was waited for.
+            return Ok(None);
+        }
         let mine = self.state.operations.load(Ordering::Relaxed);
         let late = self.others(|rank| after[rank].as_ref().is_some_and(|s| s.operations < mine));
         Ok(late.first().map(|&rank| {
@@ -217,7 +227,7 @@ impl Life {
             };
             format!(
                 "rank {rank} is late: alive, but still {at} after {} s",
-                timeout.as_secs()
+                self.timeout.as_secs()
             )
         }))
     }
@@ -247,7 +257,7 @@ impl Life {
             }
             signs[rank].1.elapsed() < SILENCE
         };
-        while serves && start.elapsed() < FAREWELL && (1..self.ranks.world).any(&mut reads) {
+        while serves && start.elapsed() < self.timeout && (1..self.ranks.world).any(&mut reads) {
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::c_char;
 use std::fmt;
+use std::time::Duration;
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -32,12 +33,22 @@ unsafe extern "C" {
         room: i64,
         n: *mut i64,
     ) -> *mut c_char;
+    fn fewstep_reducer_times(reducer: *const RawReducer, ns: *mut i64) -> *mut c_char;
     fn fewstep_reducer_free(reducer: *mut RawReducer);
 }
 
-/// The first bucket is small, so that communication begins early; as PyTorch's.
+/// The first bucket that is sent is small, so that communication begins early; as PyTorch's.
 const FIRST_BUCKET: i64 = 1 << 20;
 const BUCKET: i64 = 25 << 20;
+
+/// What messages took of a training step, means over c10d's sample of steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Messages {
+    /// From the first bucket's start to the last one's arrival.
+    pub sent: Duration,
+    /// The part of it after backward had come to its end.
+    pub waited: Duration,
+}
 
 /// Averages gradients over the ranks, a bucket at a time, while backward goes on to earlier layers: c10d's own, as in
 /// DistributedDataParallel.
@@ -98,6 +109,21 @@ impl Reducer {
         check(unsafe { fewstep_reducer_prepare(self.raw, loss.as_ptr()) })
             .and_then(|()| Ok(loss.f_backward()?))
             .map_err(|e| self.group.explain(what, e))
+    }
+
+    /// What messages took of the steps before the last one, as c10d's logger counts it.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn messages(&self) -> Result<Messages> {
+        let mut ns = [0; 2];
+        // SAFETY: the reducer is alive, and there is room for two numbers.
+        check(unsafe { fewstep_reducer_times(self.raw, ns.as_mut_ptr()) })?;
+        let [sent, beside] = ns.map(|ns| Duration::from_nanos(ns.max(0) as u64));
+        Ok(Messages {
+            sent,
+            waited: sent.saturating_sub(beside),
+        })
     }
 
     /// Bytes of each bucket, in the order in which they are sent.

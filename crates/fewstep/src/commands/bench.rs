@@ -1,5 +1,6 @@
 //! `fewstep bench NAME`: our side of a benchmark, one JSON line a case, in the form that the peers' scripts print.
 
+mod distributed;
 mod events;
 mod sampling;
 mod spiking;
@@ -15,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Args)]
 #[command(after_help = "Example: fewstep bench sampling --threads 2 --samples 5")]
 pub struct Options {
-    /// Which one: spiking, sampling, events or dit-xl
+    /// Which one: spiking, sampling, events, distributed (a rank of it) or dit-xl
     pub name: String,
     /// Threads of libtorch; for `events` of the engine
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=1024))]
@@ -26,7 +27,7 @@ pub struct Options {
     /// Steps before them; for `sampling` runs with two whole steps
     #[arg(long, default_value_t = 1)]
     pub warmup: u32,
-    /// JSON lines, the only form of `spiking`, `sampling` and `events`
+    /// JSON lines, the only form of all but `dit-xl`
     #[arg(long)]
     pub json: bool,
     /// For `events`: a run whose network (vgg16 or resnet20) and test images take the place of made-up ones; may be repeated
@@ -47,8 +48,11 @@ pub fn bench(options: &Options) -> Result<()> {
         "spiking" => spiking::bench(options),
         "sampling" => sampling::bench(options),
         "events" => events::bench(options),
+        "distributed" => distributed::bench(options),
         "dit-xl" => sampling::dit_xl(options),
-        name => bail!("no benchmark `{name}`; there are: spiking, sampling, events, dit-xl"),
+        name => bail!(
+            "no benchmark `{name}`; there are: spiking, sampling, events, distributed, dit-xl"
+        ),
     }
 }
 

@@ -96,6 +96,11 @@ impl Embedded {
 /// # Errors
 /// As [`run`](super::run::run).
 pub fn demo(options: &Options) -> Result<()> {
+    if fewstep_torch::Ranks::from_env()?.is_some_and(|ranks| ranks.world > 1) {
+        bail!(
+            "demo is for one process, and the environment's WORLD_SIZE names several: ranks share run and sample"
+        );
+    }
     let mut common = options.common.clone();
     common.force = !common.resume;
     let done = |run: &str| common.resume && common.runs.join(run).join("summary.json").exists();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use fewstep_datasets::{Dataset, Subset, statistics, stratified_split, stratified_take};
+use fewstep_datasets::{Dataset, Subset, stratified_split, stratified_take};
 use fewstep_diffusion::train::{self, TrainData, TrainEvent};
 use fewstep_diffusion::{Error, NoiseSchedule};
 use fewstep_torch::device;
@@ -65,11 +65,8 @@ pub(crate) fn follow(
             .invalid("samples", "expected at least 1, found 0")
             .into());
     }
-    here.same_data(
-        data.train.name(),
-        &[data.train.len(), data.validation.len()],
-        || statistics(data.train.as_ref()),
-    )?;
+    here.same_device(device)?;
+    here.same_data(data.train.as_ref(), &[data.validation.len()])?;
     let learn = |folder: &Path, observe: &mut dyn FnMut(&TrainEvent) -> _| {
         train::train(
             &config,

@@ -6,7 +6,7 @@ mod write;
 use std::path::Path;
 
 use anyhow::Result;
-use fewstep_datasets::{Dataset, statistics};
+use fewstep_datasets::Dataset;
 use fewstep_diffusion::NoiseSchedule;
 use fewstep_harmonica::learn::{self, Images, LearnEvent, LearnOptions, Learned, Training};
 use fewstep_harmonica::{Conditions, Error, Setting};
@@ -100,19 +100,19 @@ pub(crate) fn follow(
     let images = images
         .as_ref()
         .map(|(images, labels)| Images { images, labels });
+    here.same_device(device)?;
     group.agree("the model", &dit.fingerprint()?)?;
     if let Some(data) = &data {
-        let train = data.train.as_ref();
-        here.same_data(train.name(), &[train.len(), data.validation.len()], || {
-            statistics(train)
-        })?;
+        here.same_data(data.train.as_ref(), &[data.validation.len()])?;
     }
     if !group.leads() {
         // Rank 0 writes, compares and speaks for all.
         for options in experiment.routers.values() {
             let (seed, nowhere) = (experiment.seed, Path::new(""));
             let images = images.as_ref();
-            learn::learn(setting, options, images, seed, nowhere, group, &mut |_| Ok(()))?;
+            learn::learn(setting, options, images, seed, nowhere, group, &mut |_| {
+                Ok(())
+            })?;
         }
         return Ok(());
     }
@@ -136,7 +136,14 @@ pub(crate) fn follow(
             here.place(device)
         ));
     }
-    let routers = learn_all(experiment, setting, images.as_ref(), &mut folder, group, mode)?;
+    let routers = learn_all(
+        experiment,
+        setting,
+        images.as_ref(),
+        &mut folder,
+        group,
+        mode,
+    )?;
     let judge = match (classifier, &pixels) {
         (Some(classifier), Some(pixels)) => {
             let rows = pixels.view().permuted_axes([0, 2, 3, 1]);

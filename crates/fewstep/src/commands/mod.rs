@@ -1,6 +1,8 @@
 //! One file for each subcommand of the binary.
 
-use std::io::{ErrorKind, Write, stderr, stdout};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write, stderr, stdout};
+use std::path::Path;
 
 pub mod bench;
 pub mod data;
@@ -27,6 +29,27 @@ pub(crate) fn print(line: &str) -> anyhow::Result<()> {
     match writeln!(stdout(), "{line}") {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(()),
+    }
+}
+
+/// Makes one sentence of what failed with a file and why.
+pub(crate) fn at<'a>(path: &'a Path, what: &'a str) -> impl Fn(io::Error) -> anyhow::Error + 'a {
+    move |e| anyhow::anyhow!("{} {what}: {e}", path.display())
+}
+
+/// The checksum of a file's bytes, behind that of others.
+///
+/// # Errors
+/// It can't be read.
+pub(crate) fn checksum(path: &Path, earlier: u32) -> anyhow::Result<u32> {
+    let unreadable = at(path, "could not be read");
+    let mut file = File::open(path).map_err(&unreadable)?;
+    let (mut buffer, mut sum) = (vec![0; 1 << 20], earlier);
+    loop {
+        match file.read(&mut buffer).map_err(&unreadable)? {
+            0 => return Ok(sum),
+            n => sum = crc32c::crc32c_append(sum, &buffer[..n]),
+        }
     }
 }
 

@@ -1,12 +1,10 @@
 //! One of several processes that do a job together: meeting the others, and refusing those that are not alike.
 
-use std::fs::File;
-use std::io::Read;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use fewstep_datasets::Statistics;
+use fewstep_datasets::Dataset;
 use fewstep_torch::{DeviceChoice, Group, LIBTORCH_VERSION, Ranks, device};
 use serde::Serialize;
 
@@ -20,6 +18,9 @@ pub struct RankOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub rank_timeout: u64,
 }
+
+/// Images whose pixels ranks compare.
+const COMPARED: usize = 64;
 
 /// This process and the others.
 pub(crate) struct Here {
@@ -97,36 +98,45 @@ impl Here {
         if self.group.world() == 1 {
             return Ok(());
         }
-        let path = std::env::current_exe().context("cannot find the fewstep program")?;
-        let cannot = || format!("cannot read {}", path.display());
-        let mut file = File::open(&path).with_context(cannot)?;
-        let (mut buffer, mut sum) = (vec![0; 1 << 20], 0);
-        loop {
-            match file.read(&mut buffer).with_context(cannot)? {
-                0 => break,
-                n => sum = crc32c::crc32c_append(sum, &buffer[..n]),
-            }
-        }
+        let path = std::env::current_exe()
+            .map_err(|e| anyhow::anyhow!("cannot find the fewstep program: {e}"))?;
+        let sum = super::checksum(&path, 0)?;
         let version = env!("CARGO_PKG_VERSION");
-        let mine = format!("fewstep {version}, libtorch {LIBTORCH_VERSION}, checksum {sum:08x}");
+        // A checksum of half a gigabyte would take longer than the meeting.
+        let bytes = fewstep_torch::libtorch_bytes().unwrap_or_default();
+        let mine = format!(
+            "fewstep {version}, checksum {sum:08x}, libtorch {LIBTORCH_VERSION} of {bytes} bytes"
+        );
         Ok(self.group.agree("the build", &mine)?)
     }
 
-    /// Waits until all ranks have opened their data, and makes sure that it is the same; a rank that has none has left and said so.
-    /// `statistics` are those of the training images.
-    pub(crate) fn same_data(
-        &self,
-        name: &str,
-        images: &[usize],
-        statistics: impl FnOnce() -> fewstep_datasets::Result<Statistics>,
-    ) -> Result<()> {
+    /// Waits until all ranks have opened their data, and makes sure that it is the same: as many images of the same name, with the same
+    /// labels, and a few of them the same. A rank that has none has left and said so.
+    pub(crate) fn same_data(&self, train: &dyn Dataset, others: &[usize]) -> Result<()> {
         if self.group.world() == 1 {
             return Ok(());
         }
-        let Statistics { mean, std } = statistics()?;
+        let labels: Vec<u8> = train
+            .labels()
+            .iter()
+            .flat_map(|l| l.to_le_bytes())
+            .collect();
+        let mut sum = crc32c::crc32c(&labels);
+        for index in (0..train.len()).step_by(train.len().div_ceil(COMPARED).max(1)) {
+            let image = train.image(index)?;
+            sum = crc32c::crc32c_append(sum, image.as_standard_layout().as_slice().unwrap_or(&[]));
+        }
         self.group.barrier("opening the data")?;
-        let mine = format!("{name} ({images:?} images, mean {mean:?}, deviation {std:?})");
+        let (name, images) = (train.name(), train.len());
+        let mine =
+            format!("{name} ({images} images for training, others {others:?}, checksum {sum:08x})");
         Ok(self.group.agree("the data", &mine)?)
+    }
+
+    /// Tensors of a GPU and of a CPU cannot be reduced together.
+    pub(crate) fn same_device(&self, device: tch::Device) -> Result<()> {
+        let kind = if device.is_cuda() { "cuda" } else { "cpu" };
+        Ok(self.group.agree("the device", kind)?)
     }
 
     /// A batch must have something for every rank.
@@ -135,7 +145,8 @@ impl Here {
         if batch_size >= world {
             return Ok(());
         }
-        let message = format!("expected at least one for each of {world} ranks, found {batch_size}");
+        let message =
+            format!("expected at least one for each of {world} ranks, found {batch_size}");
         Err(source.invalid(key, message).into())
     }
 

@@ -90,9 +90,7 @@ pub(crate) fn follow_any(source: &ConfigSource, common: &Common, here: &Here) ->
     match method {
         Method::IirSnn => follow(&source.deserialize()?, source, common, here),
         Method::Dit => super::dit::follow(&source.deserialize()?, source, common, here),
-        Method::Harmonica => {
-            super::harmonica::follow(&source.deserialize()?, source, common, here)
-        }
+        Method::Harmonica => super::harmonica::follow(&source.deserialize()?, source, common, here),
     }
 }
 
@@ -158,10 +156,9 @@ pub(crate) fn follow(
     let device = set_up(here.device(experiment.device), experiment.threads, source)?;
     let (data, stand_in) = open_data(experiment, &recipe, source, group.leads())?;
     check_plan(&recipe, &data, source)?;
+    here.same_device(device)?;
     let (train, validation, test) = data.counts();
-    here.same_data(data.name(), &[train, validation, test], || {
-        Ok(data.statistics().clone())
-    })?;
+    here.same_data(data.train().as_ref(), &[validation, test])?;
     if !group.leads() {
         // Rank 0 writes and speaks for all.
         fewstep_iir::run(&recipe, &data, Path::new(""), device, group, &mut Silent)?;

@@ -13,7 +13,7 @@ mod output;
 mod shard;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -230,6 +230,9 @@ fn manifest(
     })
 }
 
+/// How often a rank looks what others have made, for its progress.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// What a run did, all ranks together.
 struct Done {
     images: u64,
@@ -262,11 +265,15 @@ impl Work<'_> {
             ));
         }
         let started = Instant::now();
+        let (mut there, mut looked) = (earlier, started);
         folder.fill(|chunk| {
             let range = folder.chunks().range(chunk);
             let count = range.end - range.start;
             let mut shard = self.kept.begin(&folder.shard(chunk), range.start, count)?;
-            let there = folder.images_there();
+            // Of all ranks; one look at the folder now and then.
+            if mode != ProgressMode::Silent && looked.elapsed() > LOOK {
+                (there, looked) = (folder.images_there(), Instant::now());
+            }
             let mut first = range.start;
             while first < range.end {
                 let next = range.end.min(first + self.job.batch_size as u64);
@@ -287,6 +294,7 @@ impl Work<'_> {
                 let ms = 1e3 * started.elapsed().as_secs_f64() / (now - earlier).max(1) as f64;
                 bar.set(now, format_args!("{ms:.1} ms each"));
             }
+            there += count;
             shard.finish()
         })?;
         bar.finish(format_args!("{images} images"));

@@ -77,7 +77,7 @@ impl NpzWriter {
             shape,
             channels,
             written: 0,
-            labels: labelled.then(|| Vec::with_capacity(shape[0])),
+            labels: labelled.then(Vec::new),
         };
         let [a, b, c, d] = dims;
         let bytes = dims.map(|d| d as u64).iter().product::<u64>() * size;

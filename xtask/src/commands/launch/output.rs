@@ -23,7 +23,8 @@ pub struct Words {
 }
 
 impl Words {
-    /// Passes on what the child says through pipes: rank 0's as it is, the others' with `[rank 2] ` before each line.
+    /// Passes on what the child says through pipes. Its standard output, a result, is left as it is, because programs read it (`--json`);
+    /// words on standard error begin with `[rank 2] `, unless they are rank 0's.
     pub fn of(rank: usize, child: &mut Child) -> Self {
         let prefix = if rank == 0 {
             String::new()
@@ -33,9 +34,8 @@ impl Words {
         let last = Lines::default();
         let mut threads = Vec::new();
         if let Some(from) = child.stdout.take() {
-            let prefix = prefix.clone();
             threads.push(thread::spawn(move || {
-                pass_on(from, io::stdout, &prefix, None);
+                pass_on(from, io::stdout, "", None);
             }));
         }
         if let Some(from) = child.stderr.take() {

@@ -17,9 +17,9 @@ use crate::sampling::{Job, labels_in_turn};
 
 const SEED: u64 = 0;
 const BATCH: usize = 8;
-const GUIDANCE: f64 = 1.5;
+pub(super) const GUIDANCE: f64 = 1.5;
 /// Calls of the model in a run of `sampling`: three times each of FORA's intervals 2 and 3.
-const STEPS: usize = 6;
+pub(super) const STEPS: usize = 6;
 
 /// DiT-S/2 on latents 4 × 32 × 32, batch 8 with guidance, 6 steps of DDIM; as `xtask/bench/sampling_peer.py`. Then the same with
 /// cache plans, all of them in turn, so that a machine that gets busy is unfair to all.
@@ -152,7 +152,7 @@ pub(super) fn dit_xl(options: &Options) -> Result<()> {
 
 /// A published shape for latents 4 × 32 × 32 with random weights everywhere: the zeros of a new model's modulations and last
 /// layer are cheaper to compute with than a trained model's numbers.
-fn random_dit(name: &str) -> Result<Dit> {
+pub(super) fn random_dit(name: &str) -> Result<Dit> {
     let config = DitConfig::named(name, 32, 4).context("no such DiT")?;
     let dit = Dit::new(&config, SEED)?;
     let _guard = tch::no_grad_guard();
@@ -166,7 +166,7 @@ fn random_dit(name: &str) -> Result<Dit> {
     Ok(dit)
 }
 
-fn check_finite(x: &Tensor) -> Result<()> {
+pub(super) fn check_finite(x: &Tensor) -> Result<()> {
     anyhow::ensure!(
         x.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1,
         "the latents are not finite; the measurement is void"

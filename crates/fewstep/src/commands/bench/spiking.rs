@@ -1,10 +1,10 @@
-//! A training step of VGG9 at T = 5 and T = 1, batch 32.
+//! A training step of VGG9 at T = 5 and T = 1.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use fewstep_spiking::{Forward, Input, LeakOptions, Network, NeuronOptions, zoo};
-use fewstep_torch::{Optimiser, OptimiserConfig, ParameterGroup};
+use fewstep_torch::{Group, Messages, Optimiser, OptimiserConfig, ParameterGroup, Reducer};
 use serde_json::json;
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -13,7 +13,12 @@ use crate::commands::print;
 
 pub(super) fn bench(options: &Options) -> Result<()> {
     for timesteps in [1u32, 5] {
-        let ms = vgg9_step(timesteps, options)?;
+        let step = Step {
+            timesteps,
+            images: 32,
+            group: &Group::alone(),
+        };
+        let (ms, _) = step.measure(options)?;
         print(
             &json!({"name": format!("vgg9-t{timesteps}-b32"), "ms": ms, "threads": options.threads, "batch": 32})
                 .to_string(),
@@ -23,50 +28,76 @@ pub(super) fn bench(options: &Options) -> Result<()> {
 }
 
 /// Forward, cross entropy on the summed logits, backward, an Adam step with AMSGrad; as `xtask/bench/spiking_peer.py`.
-fn vgg9_step(timesteps: u32, options: &Options) -> Result<Vec<f64>> {
-    tch::manual_seed(0);
-    let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
-    let mut network = Network::new(plan, Device::Cpu)?;
-    let leak = LeakOptions {
-        initial: 0.9,
-        learnable: false,
-    };
-    network.add_neurons(&NeuronOptions {
-        threshold: 0.5,
-        learnable_threshold: false,
-        leak,
-        ..NeuronOptions::default()
-    })?;
-    let parameters = network.parameters();
-    let config = OptimiserConfig::Adam {
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        amsgrad: true,
-        decoupled: false,
-    };
-    let mut optimiser = Optimiser::new(
-        config,
-        vec![ParameterGroup {
-            parameters,
-            weight_decay: 0.,
-            lr_factor: 1.,
-        }],
-    )?;
-    let images = Tensor::f_rand([32, 3, 32, 32], (Kind::Float, Device::Cpu))?;
-    let labels = Tensor::f_randint(10, [32], (Kind::Int64, Device::Cpu))?;
-    let mut samples = Vec::new();
-    for step in 0..options.warmup + options.samples {
-        let start = Instant::now();
-        let out = network.forward(Input::Direct(&images), &Forward::spiking(timesteps), None)?;
-        let loss =
-            out.logits
-                .f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Mean, -100, 0.)?;
-        optimiser.zero_grad();
-        loss.f_backward()?;
-        optimiser.step(1e-4)?;
-        if step >= options.warmup {
-            samples.push(start.elapsed().as_secs_f64() * 1e3);
+pub(super) struct Step<'a> {
+    pub timesteps: u32,
+    /// Those of this rank.
+    pub images: i64,
+    /// Who trains together.
+    pub group: &'a Group,
+}
+
+impl Step<'_> {
+    /// Milliseconds of each step, and what messages took of it where there are several ranks.
+    pub(super) fn measure(&self, options: &Options) -> Result<(Vec<f64>, Option<Messages>)> {
+        tch::manual_seed(0);
+        let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
+        let mut network = Network::new(plan, Device::Cpu)?;
+        let leak = LeakOptions {
+            initial: 0.9,
+            learnable: false,
+        };
+        network.add_neurons(&NeuronOptions {
+            threshold: 0.5,
+            learnable_threshold: false,
+            leak,
+            ..NeuronOptions::default()
+        })?;
+        let parameters = network.parameters();
+        let all: Vec<_> = parameters.iter().map(|(_, p)| p.shallow_clone()).collect();
+        let reducer = self.group.reducer(&all)?;
+        let config = OptimiserConfig::Adam {
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            amsgrad: true,
+            decoupled: false,
+        };
+        let mut optimiser = Optimiser::new(
+            config,
+            vec![ParameterGroup {
+                parameters,
+                weight_decay: 0.,
+                lr_factor: 1.,
+            }],
+        )?;
+        let images = Tensor::f_rand([self.images, 3, 32, 32], (Kind::Float, Device::Cpu))?;
+        let labels = Tensor::f_randint(10, [self.images], (Kind::Int64, Device::Cpu))?;
+        let mut samples = Vec::new();
+        for step in 0..options.warmup + options.samples {
+            self.group.barrier("a measurement")?;
+            let start = Instant::now();
+            let out = network.forward(
+                Input::Direct(&images),
+                &Forward::spiking(self.timesteps),
+                None,
+            )?;
+            let loss = out.logits.f_cross_entropy_loss(
+                &labels,
+                None::<Tensor>,
+                Reduction::Mean,
+                -100,
+                0.,
+            )?;
+            optimiser.zero_grad();
+            match &reducer {
+                Some(reducer) => reducer.backward(&loss)?,
+                None => loss.f_backward()?,
+            }
+            optimiser.step(1e-4)?;
+            if step >= options.warmup {
+                samples.push(start.elapsed().as_secs_f64() * 1e3);
+            }
         }
+        let messages = reducer.as_ref().map(Reducer::messages).transpose()?;
+        Ok((samples, messages))
     }
-    Ok(samples)
 }

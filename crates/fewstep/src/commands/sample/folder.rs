@@ -8,12 +8,14 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use fewstep_torch::Group;
 use fewstep_torch::checkpoint::write_atomically;
 
+use crate::commands::at;
 use crate::run::first_difference;
 
 const JOB: &str = "job.toml";
@@ -47,6 +49,8 @@ pub(super) struct JobFolder {
     /// What a shard's name ends with: `.npz`, or nothing for a folder.
     ending: &'static str,
     lock: File,
+    /// One process needs no locks where the file system has none.
+    alone: bool,
 }
 
 /// Whether a job has begun in this folder.
@@ -66,23 +70,23 @@ impl JobFolder {
         ending: &'static str,
         group: &Group,
     ) -> Result<Self> {
-        let what = "opening the job's folder";
+        let (what, alone) = ("opening the job's folder", group.world() == 1);
         let first = match group.leads() {
-            true => Some(begin(path, manifest)?),
+            true => Some(begin(path, manifest, alone)?),
             false => None,
         };
         group.barrier(what)?;
         // Only who leads had it exclusively, so that no other job was let in; from here on it is everybody's.
         if let Some(lock) = &first {
-            lock.unlock()?;
-            share(lock, path)?;
+            let _ = lock.unlock();
+            share(lock, path, alone)?;
         }
         group.barrier(what)?;
         let lock = match first {
             Some(lock) => lock,
             None => {
                 let lock = open_lock(path)?;
-                share(&lock, path)?;
+                share(&lock, path, alone)?;
                 lock
             }
         };
@@ -93,6 +97,7 @@ impl JobFolder {
             chunks,
             ending,
             lock,
+            alone,
         })
     }
 
@@ -131,10 +136,9 @@ impl JobFolder {
                 continue;
             }
             let claim = self.claim(chunk)?;
-            match claim.try_lock() {
-                Ok(()) => self.fulfil(chunk, &mut make)?,
-                Err(TryLockError::WouldBlock) => in_other_hands.push(chunk),
-                Err(TryLockError::Error(e)) => return Err(e).context("cannot lock a chunk"),
+            match held(claim.try_lock(), &self.claim_path(chunk), self.alone)? {
+                true => self.fulfil(chunk, &mut make)?,
+                false => in_other_hands.push(chunk),
             }
         }
         for chunk in in_other_hands {
@@ -143,7 +147,8 @@ impl JobFolder {
             }
             // Waits until its rank has made it or is gone.
             let claim = self.claim(chunk)?;
-            claim.lock().context("cannot lock a chunk")?;
+            let path = self.claim_path(chunk);
+            claim.lock().map_err(at(&path, "could not be locked"))?;
             self.fulfil(chunk, &mut make)?;
         }
         Ok(())
@@ -176,7 +181,7 @@ impl JobFolder {
             .truncate(false)
             .write(true)
             .open(&path);
-        file.with_context(|| format!("{} could not be written", path.display()))
+        file.map_err(at(&path, "could not be written"))
     }
 
     fn claim_path(&self, chunk: u64) -> PathBuf {
@@ -184,18 +189,45 @@ impl JobFolder {
     }
 
     /// Lets go of the folder. `Some` for exactly one rank, the last one, which has it for itself: what is made of all shards is made by
-    /// that.
+    /// that. What killed ranks were writing is gone then.
     pub(super) fn last(self) -> Result<Option<Self>> {
-        self.lock.unlock()?;
-        match self.lock.try_lock() {
+        let _ = self.lock.unlock();
+        if !held(self.lock.try_lock(), &self.path.join(LOCK), self.alone)? {
+            return Ok(None);
+        }
+        // Two may come here one after the other; who removes the claims is the last.
+        let claims = self.path.join(CLAIMS);
+        match fs::remove_dir_all(&claims) {
             Ok(()) => {
-                let _ = fs::remove_dir(self.path.join(CLAIMS));
+                sweep(&self.path)?;
                 Ok(Some(self))
             }
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => Err(e).context("cannot lock the job's folder"),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(at(&claims, "could not be removed")(e)),
         }
     }
+}
+
+/// Whether a lock is held now.
+fn held(tried: Result<(), TryLockError>, path: &Path, alone: bool) -> Result<bool> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(e)) if alone && e.kind() == ErrorKind::Unsupported => Ok(true),
+        Err(TryLockError::Error(e)) => Err(at(path, "could not be locked")(e)),
+    }
+}
+
+/// Removes what killed processes were writing.
+fn sweep(path: &Path) -> Result<()> {
+    let entries = fs::read_dir(path).map_err(at(path, "could not be read"))?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".writing-") {
+            remove(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file or folder of ours.
@@ -207,19 +239,28 @@ fn remove(path: &Path) {
 }
 
 /// Locks the folder and writes the manifest, or finds that it is there and the same.
-fn begin(path: &Path, manifest: &str) -> Result<File> {
-    let shown = path.display();
-    fs::create_dir_all(path.join(CLAIMS))
-        .with_context(|| format!("{shown} could not be written"))?;
-    let mut lock = open_lock(path)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(in_use(&mut lock, path)),
-        Err(TryLockError::Error(e)) => return Err(e).context(format!("{shown} cannot be locked")),
-    }
+fn begin(path: &Path, manifest: &str, alone: bool) -> Result<File> {
+    let claims = path.join(CLAIMS);
+    let mut lock = loop {
+        fs::create_dir_all(&claims).map_err(at(&claims, "could not be written"))?;
+        let mut lock = open_lock(path)?;
+        if !held(lock.try_lock(), &path.join(LOCK), alone)? {
+            return Err(in_use(&mut lock, path));
+        }
+        // The last rank of another job may have removed the file after it was opened here.
+        let there = fs::metadata(path.join(LOCK)).map(|m| m.ino());
+        if lock
+            .metadata()
+            .is_ok_and(|m| there.is_ok_and(|i| i == m.ino()))
+        {
+            break lock;
+        }
+    };
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    lock.set_len(0)?;
-    write!(lock, "process {} on {}", std::process::id(), host.trim())?;
+    let holder = format!("process {} on {}", std::process::id(), host.trim());
+    lock.set_len(0)
+        .and_then(|()| lock.write_all(holder.as_bytes()))
+        .map_err(at(&path.join(LOCK), "could not be written"))?;
     let file = path.join(JOB);
     match fs::read_to_string(&file) {
         Ok(earlier) => {
@@ -233,14 +274,9 @@ fn begin(path: &Path, manifest: &str) -> Result<File> {
             }
         }
         Err(e) if e.kind() == ErrorKind::NotFound => write_atomically(&file, manifest.as_bytes())?,
-        Err(e) => return Err(e).context(format!("{} could not be read", file.display())),
+        Err(e) => return Err(at(&file, "could not be read")(e)),
     }
-    // What killed processes were writing.
-    for entry in fs::read_dir(path)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(".writing-") {
-            remove(&entry.path());
-        }
-    }
+    sweep(path)?;
     Ok(lock)
 }
 
@@ -252,16 +288,13 @@ fn open_lock(path: &Path) -> Result<File> {
         .read(true)
         .write(true)
         .open(&lock)
-        .with_context(|| format!("{} could not be written", lock.display()))
+        .map_err(at(&lock, "could not be written"))
 }
 
-fn share(lock: &File, path: &Path) -> Result<()> {
-    match lock.try_lock_shared() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(in_use(&mut open_lock(path)?, path)),
-        Err(TryLockError::Error(e)) => {
-            Err(e).context(format!("{} cannot be locked", path.display()))
-        }
+fn share(lock: &File, path: &Path, alone: bool) -> Result<()> {
+    match held(lock.try_lock_shared(), &path.join(LOCK), alone)? {
+        true => Ok(()),
+        false => Err(in_use(&mut open_lock(path)?, path)),
     }
 }
 
@@ -312,7 +345,18 @@ mod tests {
         .unwrap();
         assert_eq!(made, [0, 2, 3, 4]);
         assert_eq!(job.images_there(), 9);
+        fs::write(folder.path().join(".writing-def"), "half").unwrap();
+        fs::write(folder.path().join("claims/000003"), "").unwrap();
+        let late = open_lock(folder.path()).unwrap();
         assert!(job.last().unwrap().is_some());
+        let late = JobFolder {
+            path: folder.path().to_owned(),
+            chunks: FIVE,
+            ending: ".npz",
+            lock: late,
+            alone: false,
+        };
+        assert!(late.last().unwrap().is_none(), "there is one last rank");
         let left = fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(left, 5 + 2, "job.toml and job.lock beside the shards");
     }

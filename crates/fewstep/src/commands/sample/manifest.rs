@@ -1,13 +1,13 @@
 //! What determines the images of a job, as `job.toml` says it.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fewstep_diffusion::{BetaSchedule, Convention, Guidance, SamplerOptions};
 use fewstep_harmonica::{CachePlan, policy};
 use serde::Serialize;
+
+use crate::commands::at;
 
 /// Everything that images depend on; batch size, threads and ranks are not of it.
 #[derive(Debug, Clone, Serialize)]
@@ -58,24 +58,17 @@ pub(super) fn plan(plan: Option<&CachePlan>) -> String {
 pub(super) fn checksum(path: &Path) -> Result<String> {
     let inner = path.join("vae");
     let folder = if inner.is_dir() { &inner } else { path };
+    let unreadable = at(folder, "could not be read");
     let mut files: Vec<PathBuf> = match folder.is_dir() {
-        true => std::fs::read_dir(folder)?
-            .map(|entry| entry.map(|e| e.path()))
-            .collect::<std::io::Result<_>>()?,
+        true => std::fs::read_dir(folder)
+            .and_then(|all| all.map(|entry| Ok(entry?.path())).collect())
+            .map_err(unreadable)?,
         false => vec![path.to_owned()],
     };
     files.retain(|file| file.is_file());
     files.sort();
-    let (mut buffer, mut sum) = (vec![0; 1 << 20], 0);
-    for file in files {
-        let cannot = || format!("{} could not be read", file.display());
-        let mut file = File::open(&file).with_context(cannot)?;
-        loop {
-            match file.read(&mut buffer).with_context(cannot)? {
-                0 => break,
-                n => sum = crc32c::crc32c_append(sum, &buffer[..n]),
-            }
-        }
-    }
+    let sum = files
+        .iter()
+        .try_fold(0, |sum, file| crate::commands::checksum(file, sum))?;
     Ok(format!("{sum:08x}"))
 }

@@ -144,7 +144,9 @@ impl Target {
             Format::Folder if is_job(path) => {}
             Format::Folder => {
                 // A job that was killed at its very start left no more than this.
-                let strange = |name: &str| !["claims", "job.lock"].contains(&name);
+                let strange = |name: &str| {
+                    !["claims", "job.lock"].contains(&name) && !name.starts_with(".writing-")
+                };
                 let mut files = std::fs::read_dir(path).into_iter().flatten().flatten();
                 if files.any(|file| strange(&file.file_name().to_string_lossy())) {
                     bail!(

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fewstep_diffusion::Convention;
 use ndarray::{Array4, ArrayView4, s};
 use tch::Tensor;
 use tempfile::TempDir;
 
+use crate::commands::at;
 use crate::images::{self, NpzWriter};
 use crate::sampling;
 
@@ -87,7 +88,7 @@ impl Kept {
                     .prefix(".writing-")
                     .permissions(readable)
                     .tempdir_in(path.parent().unwrap_or(Path::new(".")))
-                    .with_context(|| format!("{} could not be written", path.display()))?;
+                    .map_err(at(path, "could not be written"))?;
                 ShardWriter::Png {
                     aside,
                     path: path.to_owned(),
@@ -149,11 +150,16 @@ impl ShardWriter {
         match self {
             Self::Npz(writer) => Ok(writer.finish()?),
             Self::Png { aside, path, .. } => {
-                fs::rename(aside.path(), &path)
-                    .with_context(|| format!("{} could not be written", path.display()))?;
-                // It is no longer where its destructor would look for it.
-                let _ = aside.keep();
-                Ok(())
+                match fs::rename(aside.path(), &path) {
+                    Ok(()) => {
+                        // It is no longer where its destructor would look for it.
+                        let _ = aside.keep();
+                        Ok(())
+                    }
+                    // A network file system may have shown late that another rank has made it.
+                    Err(_) if path.is_dir() => Ok(()),
+                    Err(e) => Err(at(&path, "could not be written")(e)),
+                }
             }
         }
     }
