@@ -41,11 +41,7 @@ impl Ranks {
 
     /// Kills a rank as soon as `file` is there; whether the run was unfinished then.
     fn kill_at(&mut self, rank: usize, sandbox: &Sandbox, file: &str) -> bool {
-        let (file, start) = (sandbox.tiny(file), Instant::now());
-        while !file.exists() {
-            assert!(start.elapsed() < Duration::from_secs(120), "never came");
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        wait_for(sandbox, file);
         self.0[rank].kill().unwrap();
         !sandbox.tiny("summary.json").exists()
     }
@@ -62,6 +58,15 @@ impl Ranks {
                 assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("", ""));
             }
         }
+    }
+}
+
+/// Waits for a file of the run.
+fn wait_for(sandbox: &Sandbox, file: &str) {
+    let (file, start) = (sandbox.tiny(file), Instant::now());
+    while !file.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "never came");
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 
@@ -200,6 +205,49 @@ fn a_run_that_lost_a_rank_goes_on_with_another_number_of_ranks() {
         Ranks::of(&sandbox, world, &["--resume"]).succeed();
         assert_near(&sandbox, &alone, &["ann", "t2", "t1"]);
     }
+}
+
+#[test]
+fn a_second_group_of_ranks_on_one_run_is_refused_and_the_first_goes_on() {
+    let longer = config().replace("epochs = 5\n", "epochs = 25\n");
+    let sandbox = Sandbox::with_config(&longer);
+    let first = Ranks::of(&sandbox, 2, &[]);
+    wait_for(&sandbox, "checkpoints/ann/last.safetensors");
+    let second = Ranks::of(&sandbox, 2, &["--resume"]).end();
+    let said = second[0].sentence();
+    assert!(said.contains("runs/tiny"), "{said}");
+    let why = said.trim_start_matches("error: ");
+    assert!(
+        second[1]
+            .sentence()
+            .ends_with(&format!("rank 0 stopped ({why})")),
+        "{}",
+        second[1].stderr
+    );
+    first.succeed();
+}
+
+/// torchrun, where FEWSTEP_BENCH_PYTHON names a Python with torch: its agent has the store.
+#[test]
+fn torchrun_starts_ranks_that_train_the_same_network() {
+    let Some(python) = std::env::var_os("FEWSTEP_BENCH_PYTHON") else {
+        eprintln!("skipped: FEWSTEP_BENCH_PYTHON does not name a Python with torch");
+        return;
+    };
+    let sandbox = sandbox();
+    let inner = command(&sandbox, &[]);
+    let port = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port().to_string()
+    };
+    let torchrun = "-m torch.distributed.run --no-python --nproc-per-node 2 --master-port";
+    let mut all = Command::new(python);
+    all.args(torchrun.split(' ')).args([port.as_str(), "--"]);
+    all.arg(inner.get_program()).args(inner.get_args());
+    let output = all.current_dir(sandbox.path("")).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}");
+    assert!(sandbox.weights() == whole(2, &[]).weights());
 }
 
 #[test]

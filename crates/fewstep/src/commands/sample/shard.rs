@@ -81,7 +81,7 @@ impl Kept {
     /// Begins the shard `path` of `count` images from number `first` on.
     pub(super) fn begin(&self, path: &Path, first: u64, count: u64) -> Result<ShardWriter> {
         Ok(match self.files {
-            Files::Npz | Files::Latents => ShardWriter::Npz(self.npz(path, count)?),
+            Files::Npz | Files::Latents => ShardWriter::Npz(Box::new(self.npz(path, count)?)),
             Files::Png => {
                 let readable = std::os::unix::fs::PermissionsExt::from_mode(0o777);
                 let aside = tempfile::Builder::new()
@@ -122,7 +122,7 @@ impl Kept {
 
 /// A shard that is being written.
 pub(super) enum ShardWriter {
-    Npz(NpzWriter),
+    Npz(Box<NpzWriter>),
     Png {
         aside: TempDir,
         path: PathBuf,
