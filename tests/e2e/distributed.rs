@@ -420,3 +420,13 @@ fn a_batch_smaller_than_the_ranks_is_refused_before_a_folder_is_made() {
         assert!(!sandbox.path("runs").exists());
     }
 }
+
+#[test]
+fn the_demo_is_refused_to_several_ranks() {
+    let sandbox = Sandbox::new();
+    for done in Ranks::start(vec![sandbox.command(&["demo"]), sandbox.command(&["demo"])]).end() {
+        let said = done.sentence();
+        assert!(said.starts_with("error: demo is for one process"), "{said}");
+    }
+    assert!(!sandbox.path("runs").exists());
+}

@@ -357,6 +357,8 @@ impl Group {
         let Some(member) = &self.0 else {
             return Ok(());
         };
+        // A wait for a key would not notice that a rank has left.
+        self.barrier(what)?;
         let all = member
             .life
             .exchange(mine)

@@ -1,5 +1,5 @@
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -230,6 +230,25 @@ fn a_rank_that_stopped_with_a_reason_is_named_with_it() {
         found[0],
         "rank 0 of 2, the gradients: rank 1 stopped (the loss is not finite)"
     );
+}
+
+#[test]
+fn who_compares_notices_at_once_that_a_rank_has_left() {
+    let start = Instant::now();
+    let found = Group::of_threads(2, Duration::from_secs(60), |group| {
+        if group.rank() == 1 {
+            group.leave(Some("there are no images"));
+            return String::new();
+        }
+        let error = group.agree("the data", "digits").unwrap_err().to_string();
+        group.leave(Some(&error));
+        error
+    });
+    assert_eq!(
+        found.unwrap()[0],
+        "rank 0 of 2, the data: rank 1 stopped (there are no images)"
+    );
+    assert!(start.elapsed() < Duration::from_secs(30));
 }
 
 #[test]

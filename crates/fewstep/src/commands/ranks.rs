@@ -110,8 +110,8 @@ impl Here {
         Ok(self.group.agree("the build", &mine)?)
     }
 
-    /// Waits until all ranks have opened their data, and makes sure that it is the same: as many images of the same name, with the same
-    /// labels, and a few of them the same. A rank that has none has left and said so.
+    /// Makes sure that all ranks have opened the same data: as many images of the same name, with the same labels, and a few of them the
+    /// same.
     pub(crate) fn same_data(&self, train: &dyn Dataset, others: &[usize]) -> Result<()> {
         if self.group.world() == 1 {
             return Ok(());
@@ -126,7 +126,6 @@ impl Here {
             let image = train.image(index)?;
             sum = crc32c::crc32c_append(sum, image.as_standard_layout().as_slice().unwrap_or(&[]));
         }
-        self.group.barrier("opening the data")?;
         let (name, images) = (train.name(), train.len());
         let mine =
             format!("{name} ({images} images for training, others {others:?}, checksum {sum:08x})");
