@@ -1,11 +1,11 @@
 //! `fewstep sample`: images from a diffusion transformer, with or without a cache, by one process or by several ranks.
 //!
-//! Each command is a job: its images are divided into chunks, and each chunk becomes a shard in the job's [`folder`]. What was killed goes
+//! Each command is a job: its images are divided into chunks, and each chunk becomes a shard in the job's folder. What was killed goes
 //! on when the same command is given again. When all shards are there, the outputs are made of them, a shard at a time.
 //!
 //! Image k has the noise of the seed and k, and the class whose turn it is. On a CPU in float32 it is bitwise the same whatever the batch,
 //! the chunks and the number of ranks (`fewstep_diffusion` keeps to kernels that do not go by the number of samples, and an autoencoder
-//! decodes image by image). In bfloat16, on a GPU, or with other threads it is only close: docs/harmonica.md says how close.
+//! decodes image by image). In bfloat16, on a GPU, or with other threads it is only close: docs/results/distributed.md says what was seen.
 
 mod folder;
 mod manifest;
