@@ -38,6 +38,16 @@ using MakeNccl = char* (*)(const c10::intrusive_ptr<c10d::Store>*, int, int, int
 
 namespace {
 
+// What c10d reads in the environment, set as the program is loaded, when there are no other threads. The user's own words stay.
+const bool environment = [] {
+  // An operation of NCCL that is late is an exception in the thread that waits for it, not the end of the process.
+  setenv("TORCH_NCCL_BLOCKING_WAIT", "1", 0);
+  // The flight recorder, which nobody here reads, puts a new group into a map without a lock (FlightRecorderDetail.hpp, record): two
+  // groups that begin at the same time in one process crash.
+  if (!std::getenv("TORCH_NCCL_TRACE_BUFFER_SIZE")) setenv("TORCH_FR_BUFFER_SIZE", "0", 0);
+  return true;
+}();
+
 void finish(const c10::intrusive_ptr<c10d::Work>& work) {
   if (work) work->wait();
 }
@@ -86,9 +96,6 @@ char* fewstep_store_tcp(const char* host, uint16_t port, bool server, int64_t ti
   FEWSTEP_TRY({
     // What c10d logs with a stack comes back as an exception as well.
     if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 3;
-    // For NCCL, set while there are no other threads: an operation that is late is an exception in the thread that waits for it, not
-    // the end of the process.
-    setenv("TORCH_NCCL_BLOCKING_WAIT", "1", 0);
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = server;
