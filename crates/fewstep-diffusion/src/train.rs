@@ -510,7 +510,7 @@ impl<'a> Trainer<'a> {
             true => self.load(path),
             false => Ok(0),
         })?;
-        group.spread("the weights", self.dit.parameters())?;
+        // The weights themselves go with the reducer.
         group.spread("the averaged weights", self.average.parameters())?;
         Ok(group.spread("the optimiser's state", self.optimiser.state())?)
     }

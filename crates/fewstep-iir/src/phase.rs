@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fewstep_spiking::{Forward, Input, Mode, Monitor, Network};
+use fewstep_torch::checkpoint::remove_torn;
 use fewstep_torch::{Checkpoint, Group, Optimiser, ParameterGroup, Reducer, seed};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -176,7 +177,8 @@ impl Trainer<'_> {
     fn resume(&self, network: &mut Network, optimiser: &mut Optimiser) -> Result<Progress> {
         let progress = self.group.told("what is done", || -> Result<_> {
             let path = self.last();
-            remove_torn(&self.folder);
+            // A new phase has no folder yet.
+            let _ = remove_torn(&self.folder);
             if !path.exists() {
                 std::fs::create_dir_all(&self.folder)
                     .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
@@ -400,15 +402,6 @@ fn non_finite_parameter(network: &Network) -> Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-/// Removes what a kill in the middle of a write left beside the checkpoints; it is never read.
-pub(crate) fn remove_torn(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(".writing-") {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
 }
 
 /// Epochs that the checkpoints hold, up to the first phase that is not complete.

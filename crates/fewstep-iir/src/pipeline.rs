@@ -5,7 +5,8 @@ use std::path::Path;
 use fewstep_datasets::Shard;
 use fewstep_metrics::{EnergyReport, LatencySummary};
 use fewstep_spiking::{Mode, Monitor, Network};
-use fewstep_torch::{Checkpoint, Group, checkpoint::write_atomically, seed};
+use fewstep_torch::checkpoint::{remove_torn, write_atomically};
+use fewstep_torch::{Checkpoint, Group, seed};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::{Device, Tensor};
 
@@ -13,7 +14,7 @@ use crate::calibrate::calibrate;
 use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
 use crate::fold::fold_batch_norm;
-use crate::phase::{Trainer, load, mode, remove_torn};
+use crate::phase::{Trainer, load, mode};
 use crate::{
     Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result,
 };
@@ -316,7 +317,7 @@ impl Pipeline<'_> {
         let text = serde_json::to_string(&found).map_err(|e| Error::Checkpoint(e.to_string()))?;
         std::fs::create_dir_all(self.folder)
             .map_err(|e| Error::Checkpoint(format!("{}: {e}", self.folder.display())))?;
-        remove_torn(self.folder);
+        let _ = remove_torn(self.folder);
         Checkpoint::new()
             .with_all("network.", network.tensors())
             .with_string("thresholds", text)

@@ -198,6 +198,27 @@ pub fn copy_into(
     Ok(())
 }
 
+/// What the name of something begins with while it is being written; it gets its own when it is whole.
+pub const ASIDE: &str = ".writing-";
+
+/// Removes what a kill in the middle of a write left in a folder; it is never read.
+///
+/// # Errors
+/// The folder can't be read.
+pub fn remove_torn(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+            let path = entry.path();
+            // What can't be removed is in nobody's way.
+            let _ = match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+        }
+    }
+    Ok(())
+}
+
 /// Replaces a file as a whole or not at all.
 ///
 /// # Errors
@@ -214,7 +235,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     // tempfile makes files that only their owner can read; results are for others as well (less the umask).
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     let mut temporary = tempfile::Builder::new()
-        .prefix(".writing-")
+        .prefix(ASIDE)
         .permissions(readable)
         .tempfile_in(folder)
         .map_err(file_error)?;

@@ -30,7 +30,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use fewstep_torch::checkpoint::write_atomically;
+use fewstep_torch::checkpoint::{ASIDE, write_atomically};
 
 use crate::tensorboard::{self, EventWriter};
 
@@ -363,7 +363,7 @@ fn delete_run(folder: &Path) -> Result<(), RunError> {
 }
 
 fn is_checkpoint(name: &str) -> bool {
-    name.ends_with(".safetensors") || name == "result.json" || name.starts_with(".writing-")
+    name.ends_with(".safetensors") || name == "result.json" || name.starts_with(ASIDE)
 }
 
 fn is_tensorboard_file(name: &str) -> bool {

@@ -98,15 +98,7 @@ impl Group {
             .map_err(cannot)?
             .port();
         let work = |rank: usize| -> Result<T> {
-            let ranks = Ranks {
-                rank,
-                world,
-                local_rank: rank,
-                address: "127.0.0.1".into(),
-                port,
-                agent: None,
-            };
-            let group = Self::join(&ranks, timeout)?;
+            let group = Self::join(&Ranks::here(rank, world, port), timeout)?;
             let result = each(&group);
             group.leave(None);
             Ok(result)

@@ -22,6 +22,18 @@ pub struct Ranks {
 }
 
 impl Ranks {
+    /// A rank on this machine that nobody launched.
+    pub(super) fn here(rank: usize, world: usize, port: u16) -> Self {
+        Self {
+            rank,
+            world,
+            local_rank: rank,
+            address: "127.0.0.1".into(),
+            port,
+            agent: None,
+        }
+    }
+
     /// The environment's answer; `None` where neither RANK nor WORLD_SIZE is set.
     ///
     /// # Errors

@@ -13,14 +13,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 fn ranks(world: usize, port: u16) -> Vec<Ranks> {
     (0..world)
-        .map(|rank| Ranks {
-            rank,
-            world,
-            local_rank: rank,
-            address: "127.0.0.1".into(),
-            port,
-            agent: None,
-        })
+        .map(|rank| Ranks::here(rank, world, port))
         .collect()
 }
 

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use fewstep_torch::checkpoint::ASIDE;
 use ndarray::{Array4, ArrayView4, Axis};
 use tempfile::NamedTempFile;
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
@@ -67,7 +68,7 @@ impl NpzWriter {
         // tempfile makes files that only their owner can read; results are for others as well (less the umask).
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         let temporary = tempfile::Builder::new()
-            .prefix(".writing-")
+            .prefix(ASIDE)
             .permissions(readable)
             .tempfile_in(folder.unwrap_or(Path::new(".")))
             .map_err(|error| file_error(path, error))?;

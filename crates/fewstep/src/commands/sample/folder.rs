@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use fewstep_torch::Group;
-use fewstep_torch::checkpoint::write_atomically;
+use fewstep_torch::checkpoint::{remove_torn, write_atomically};
 
 use crate::commands::at;
 use crate::run::first_difference;
@@ -199,7 +199,7 @@ impl JobFolder {
         let claims = self.path.join(CLAIMS);
         match fs::remove_dir_all(&claims) {
             Ok(()) => {
-                sweep(&self.path)?;
+                remove_torn(&self.path).map_err(at(&self.path, "could not be read"))?;
                 Ok(Some(self))
             }
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -217,17 +217,6 @@ fn held(tried: Result<(), TryLockError>, path: &Path, alone: bool) -> Result<boo
         Err(TryLockError::Error(e)) if alone && e.kind() == ErrorKind::Unsupported => Ok(true),
         Err(TryLockError::Error(e)) => Err(at(path, "could not be locked")(e)),
     }
-}
-
-/// Removes what killed processes were writing.
-fn sweep(path: &Path) -> Result<()> {
-    let entries = fs::read_dir(path).map_err(at(path, "could not be read"))?;
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(".writing-") {
-            remove(&entry.path());
-        }
-    }
-    Ok(())
 }
 
 /// Removes a file or folder of ours.
@@ -276,7 +265,7 @@ fn begin(path: &Path, manifest: &str, alone: bool) -> Result<File> {
         Err(e) if e.kind() == ErrorKind::NotFound => write_atomically(&file, manifest.as_bytes())?,
         Err(e) => return Err(at(&file, "could not be read")(e)),
     }
-    sweep(path)?;
+    remove_torn(path).map_err(at(path, "could not be read"))?;
     Ok(lock)
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use fewstep_diffusion::DitConfig;
 use fewstep_diffusion::autoencoder::Autoencoder;
+use fewstep_torch::checkpoint::ASIDE;
 use ndarray::{Axis, Slice};
 
 use super::Labels;
@@ -145,7 +146,7 @@ impl Target {
             Format::Folder => {
                 // A job that was killed at its very start left no more than this.
                 let strange = |name: &str| {
-                    !["claims", "job.lock"].contains(&name) && !name.starts_with(".writing-")
+                    !["claims", "job.lock"].contains(&name) && !name.starts_with(ASIDE)
                 };
                 let mut files = std::fs::read_dir(path).into_iter().flatten().flatten();
                 if files.any(|file| strange(&file.file_name().to_string_lossy())) {

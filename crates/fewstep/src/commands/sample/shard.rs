@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use fewstep_diffusion::Convention;
+use fewstep_torch::checkpoint::ASIDE;
 use ndarray::{Array4, ArrayView4, s};
 use tch::Tensor;
 use tempfile::TempDir;
@@ -85,7 +86,7 @@ impl Kept {
             Files::Png => {
                 let readable = std::os::unix::fs::PermissionsExt::from_mode(0o777);
                 let aside = tempfile::Builder::new()
-                    .prefix(".writing-")
+                    .prefix(ASIDE)
                     .permissions(readable)
                     .tempdir_in(path.parent().unwrap_or(Path::new(".")))
                     .map_err(at(path, "could not be written"))?;
