@@ -25,7 +25,9 @@ use fewstep_torch::{Checkpoint, Group, Optimiser, OptimiserConfig, ParameterGrou
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::{CachePlan, Conditions, Error, LOGIT_LIMIT, Result, Router, RouterInit, policy};
+use crate::{
+    CachePlan, Conditions, Error, LOGIT_LIMIT, MAX_ORDER, Result, Router, RouterInit, policy,
+};
 
 pub use l2c::Images;
 
@@ -36,6 +38,9 @@ const ADAMW: OptimiserConfig = OptimiserConfig::Adam {
     amsgrad: false,
     decoupled: true,
 };
+
+/// A saving that lacks ten points makes the penalty a third heavier after each trajectory.
+const ASCENT: f64 = 3.;
 
 /// How a router is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -117,8 +122,14 @@ pub struct LearnOptions {
     pub batch_size: i64,
     /// AdamW's learning rate, constant.
     pub learning_rate: f64,
-    /// Weight of the penalty.
+    /// Weight of the penalty; with a target, its first value.
     pub beta: f64,
+    /// Share of MACs to save. After each trajectory `beta` grows where less is saved and falls where more is (dual ascent, in the
+    /// logarithm). Not published.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_mac_saving: Option<f64>,
+    /// Order of the forecast that stands for a reused output, in training as in sampling; 0 is plain reuse, as published.
+    pub order: u8,
     /// r above it means compute.
     pub threshold: f64,
     /// The weight of each step's error.
@@ -151,6 +162,8 @@ impl Default for LearnOptions {
             batch_size: 8,
             learning_rate: 0.01,
             beta: 7e-8,
+            target_mac_saving: None,
+            order: 0,
             threshold: 0.1,
             proxy: Proxy::Telescoping,
             reduction: Reduction::Mean,
@@ -191,6 +204,30 @@ impl LearnOptions {
             "beta",
             "a number from 0",
             &self.beta,
+        )?;
+        if let Some(target) = self.target_mac_saving {
+            let key = "target_mac_saving";
+            expect(
+                target > 0. && target < 1.,
+                key,
+                "a number between 0 and 1",
+                &target,
+            )?;
+            expect(
+                self.beta > 0.,
+                "beta",
+                "a number above 0, which a target can scale",
+                &self.beta,
+            )?;
+        }
+        let orders = format!("0 to {MAX_ORDER}");
+        expect(self.order <= MAX_ORDER, "order", &orders, &self.order)?;
+        let l2c = self.training == Training::L2c;
+        expect(
+            !l2c || self.order == 0,
+            "order",
+            "0, for l2c learns from pairs of steps",
+            &self.order,
         )?;
         expect(
             self.threshold > 0. && self.threshold < 1.,
@@ -243,6 +280,8 @@ pub enum LearnEvent {
         utilisation: f64,
         /// Share of MACs that a sampling with this router skips.
         mac_saving: f64,
+        /// Weight of the penalty in this trajectory.
+        beta: f64,
     },
     /// The router so far was tried, and a checkpoint is about to be written.
     Checkpoint {
@@ -348,7 +387,11 @@ pub fn learn(
             mse,
             utilisation: plan.utilisation(),
             mac_saving: plan.mac_saving(),
+            beta: learner.beta,
         })?;
+        if let Some(target) = options.target_mac_saving {
+            learner.beta *= (ASCENT * (target - plan.mac_saving())).exp();
+        }
         if trajectory % options.checkpoint_every == 0 || trajectory == options.trajectories {
             let error_per_step = reference.errors(&learner)?;
             observe(&LearnEvent::Checkpoint {
@@ -380,6 +423,8 @@ struct Learner<'a> {
     lambda: Vec<f64>,
     /// What the penalty counts, `[N]`.
     costs: Tensor,
+    /// Weight of the penalty.
+    beta: f64,
     seed: u64,
     trajectory: u32,
     seconds: f64,
@@ -428,6 +473,7 @@ impl<'a> Learner<'a> {
             optimisers,
             lambda: vec![1.; steps],
             costs: Tensor::f_from_slice(&costs)?.f_to_device(device)?,
+            beta: options.beta,
             seed,
             trajectory: 0,
             seconds: 0.,
@@ -469,7 +515,7 @@ impl<'a> Learner<'a> {
         // The sum over ranks of this is the loss of the batch.
         let loss = error
             .f_mul_scalar(self.lambda[row])?
-            .f_add(&penalty.f_mul_scalar(o.beta)?)?
+            .f_add(&penalty.f_mul_scalar(self.beta)?)?
             .f_mul_scalar(self.part.weight())?;
         self.optimisers[row].zero_grad();
         loss.f_backward()?;
@@ -506,7 +552,8 @@ impl<'a> Learner<'a> {
 
     fn router(&self) -> Result<Router> {
         let rows = Vec::<Vec<f32>>::try_from(self.logits()?)?;
-        Router::from_logits(self.setting.conditions, self.options.threshold, rows)
+        let router = Router::from_logits(self.setting.conditions, self.options.threshold, rows)?;
+        router.with_order(self.options.order)
     }
 
     /// What a sampling with the router so far would reuse.
@@ -527,6 +574,7 @@ impl<'a> Learner<'a> {
         let mut file = Checkpoint::new()
             .with_string("trajectory", self.trajectory.to_string())
             .with_string("seconds", self.seconds.to_string())
+            .with_string("beta", self.beta.to_string())
             .with("logits", &self.logits()?)
             .with("lambda", &Tensor::f_from_slice(&self.lambda)?);
         for (row, optimiser) in self.optimisers.iter().enumerate() {
@@ -542,9 +590,14 @@ impl<'a> Learner<'a> {
             if path.exists() {
                 self.load(path)?;
             }
-            Ok((self.trajectory, self.seconds, self.lambda.clone()))
+            Ok((
+                self.trajectory,
+                self.seconds,
+                self.beta,
+                self.lambda.clone(),
+            ))
         })?;
-        (self.trajectory, self.seconds, self.lambda) = done;
+        (self.trajectory, self.seconds, self.beta, self.lambda) = done;
         for (row, optimiser) in self.rows.iter().zip(&self.optimisers) {
             group.broadcast("the router", &row.f_detach()?, 0)?;
             group.spread("the optimisers' states", optimiser.state())?;
@@ -557,6 +610,7 @@ impl<'a> Learner<'a> {
         let file = Checkpoint::load(path)?;
         self.trajectory = number(&file, "trajectory", path)?;
         self.seconds = number(&file, "seconds", path)?;
+        self.beta = number(&file, "beta", path)?;
         let logits = file.tensor("logits")?;
         let expected = [self.rows.len() as i64, self.costs.size()[0]];
         if logits.size() != expected {

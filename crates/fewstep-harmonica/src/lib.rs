@@ -21,6 +21,7 @@
 mod cache;
 mod conditions;
 mod error;
+mod history;
 pub mod learn;
 mod plan;
 pub mod policy;
@@ -31,6 +32,7 @@ mod testing;
 pub use cache::{CacheCounts, CachedReuse};
 pub use conditions::Conditions;
 pub use error::{Error, Result};
+pub use history::{Forecast, Formula, MAX_ORDER, Weights, weights};
 pub use learn::{LearnOptions, Setting, learn};
 pub use plan::{CachePlan, PlanDifference, PlanDifferences};
 pub use policy::{CachePolicy, Decision, Planned};

@@ -4,12 +4,14 @@
 mod difference;
 mod file;
 
-use crate::{Conditions, Error, Result};
+use crate::history::{Formula, MAX_ORDER, Weights};
+use crate::policy::Decision;
+use crate::{Conditions, Error, Forecast, Result};
 
 pub use difference::{PlanDifference, PlanDifferences};
 pub(crate) use file::read_with_conditions;
 
-/// T × N cells, each computed or reused. Row 0 is the last call of the model (ascending timesteps), row T−1 the first, which
+/// T × N cells, each computed or reused, and what a reused one is made of: the last output, or a forecast from the last ones. Row 0 is the last call of the model (ascending timesteps), row T−1 the first, which
 /// computes everything. Column 2i is the attention of block i, 2i + 1 its MLP.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CachePlan {
@@ -18,6 +20,11 @@ pub struct CachePlan {
     created_by: String,
     made_for: Conditions,
     reused: Vec<bool>,
+    /// Of every cell; 0 where it is computed.
+    orders: Vec<u8>,
+    formula: Formula,
+    /// Fitted weights of the last outputs, of every cell; empty where there are none.
+    weights: Vec<Option<Weights>>,
 }
 
 impl CachePlan {
@@ -41,6 +48,9 @@ impl CachePlan {
             reused: (0..steps * modules)
                 .map(|cell| reuses(cell / modules, cell % modules))
                 .collect(),
+            orders: vec![0; steps * modules],
+            formula: Formula::default(),
+            weights: vec![],
         };
         match plan.row(steps - 1).iter().position(|&r| r) {
             Some(column) => Err(Error::option(
@@ -50,6 +60,65 @@ impl CachePlan {
             )),
             None => Ok(plan),
         }
+    }
+
+    /// The same cells with forecasts: `order(row, column)` is asked of each reused cell. Fitted weights are dropped.
+    ///
+    /// # Errors
+    /// An order above [`MAX_ORDER`].
+    pub fn with_orders(
+        mut self,
+        formula: Formula,
+        order: impl Fn(usize, usize) -> u8,
+    ) -> Result<Self> {
+        let n = self.modules();
+        for (cell, reused) in self.reused.iter().enumerate() {
+            self.orders[cell] = match reused {
+                true => order(cell / n, cell % n),
+                false => 0,
+            };
+        }
+        if let Some(found) = self.orders.iter().find(|o| **o > MAX_ORDER) {
+            return Err(Error::option("order", format!("0 to {MAX_ORDER}"), found));
+        }
+        self.formula = formula;
+        self.weights.clear();
+        Ok(self)
+    }
+
+    /// The same cells and orders with fitted weights in place of the formula's; the number of a cell's weights is its order + 1.
+    ///
+    /// # Errors
+    /// As many weights as no order needs.
+    pub fn with_weights(
+        mut self,
+        weights: impl Fn(usize, usize) -> Option<Vec<f32>>,
+    ) -> Result<Self> {
+        let n = self.modules();
+        self.weights = vec![None; self.reused.len()];
+        for cell in 0..self.reused.len() {
+            let Some(found) = weights(cell / n, cell % n).filter(|_| self.reused[cell]) else {
+                continue;
+            };
+            let Some(w) = Weights::new(&found) else {
+                let expected = format!("1 to {} finite numbers for a cell", MAX_ORDER + 1);
+                return Err(Error::option("weights", expected, format!("{found:?}")));
+            };
+            self.orders[cell] = (w.get().len() - 1) as u8;
+            self.weights[cell] = Some(w);
+        }
+        if self.weights.iter().all(Option::is_none) {
+            self.weights.clear();
+        }
+        Ok(self)
+    }
+
+    /// The same plan with another name and settings.
+    #[must_use]
+    pub fn named(mut self, policy: &str, settings: toml::Table) -> Self {
+        self.policy = policy.into();
+        self.settings = settings;
+        self
     }
 
     /// Name of the policy that made it, as in tables and JSON.
@@ -92,6 +161,43 @@ impl CachePlan {
     pub fn row(&self, row: usize) -> &[bool] {
         let n = self.modules();
         &self.reused[row * n..][..n]
+    }
+
+    /// The order of a cell's forecast; 0 for plain reuse, and for cells that are computed.
+    pub fn order(&self, row: usize, column: usize) -> u8 {
+        let n = self.modules();
+        let order = self.orders.get(row * n + column).copied();
+        order.filter(|_| column < n).unwrap_or(0)
+    }
+
+    /// By which formula orders are meant.
+    pub fn formula(&self) -> Formula {
+        self.formula
+    }
+
+    /// The fitted weights of a cell, newest output first.
+    pub fn weights(&self, row: usize, column: usize) -> Option<&[f32]> {
+        let n = self.modules();
+        let found = self.weights.get(row * n + column)?;
+        found.as_ref().filter(|_| column < n).map(Weights::get)
+    }
+
+    /// What happens at a cell; outside the plan everything is computed.
+    pub fn decision(&self, row: usize, column: usize) -> Decision {
+        if !self.reuses(row, column) {
+            return Decision::Compute;
+        }
+        let cell = row * self.modules() + column;
+        Decision::Reuse(match self.weights.get(cell) {
+            Some(Some(w)) => Forecast::Weights(*w),
+            _ => Forecast::Order(self.orders[cell], self.formula),
+        })
+    }
+
+    /// How many outputs of a sub-module must be kept: one more than the highest order of its cells.
+    pub fn keeps(&self, column: usize) -> usize {
+        let orders = (0..self.steps()).map(|row| usize::from(self.order(row, column)));
+        orders.max().unwrap_or(0) + 1
     }
 
     /// Reused cells.

@@ -9,9 +9,9 @@ mod table;
 use fewstep_diffusion::SubModule;
 use fewstep_diffusion::sampler::Call;
 
-use crate::CachePlan;
+use crate::{CachePlan, Forecast};
 
-pub use interval::{fora, interval, none};
+pub use interval::{fora, interval, none, taylorseer};
 pub use random::{random, random_at_mac_saving};
 pub use routed::{harmonica, harmonica_at_mac_saving, l2c, l2c_at_mac_saving, plan_at_mac_saving};
 pub use table::table;
@@ -24,6 +24,8 @@ pub const FEWER_STEPS: &str = "fewer-steps";
 pub const FORA: &str = "fora";
 /// Every n-th call of a window computed, and all outside it.
 pub const INTERVAL: &str = "interval";
+/// Every n-th call computed, and a forecast of the others (TaylorSeer, arXiv 2503.06923).
+pub const TAYLORSEER: &str = "taylorseer";
 /// Cells drawn at random.
 pub const RANDOM: &str = "random";
 /// Learning-to-Cache (arXiv 2406.01733).
@@ -34,12 +36,12 @@ pub const HARMONICA: &str = "harmonica";
 pub const TABLE: &str = "table";
 
 /// What to do with a sub-module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decision {
     /// Compute it and keep its output.
     Compute,
-    /// Take the last output that was computed.
-    Reuse,
+    /// Take the last output that was computed, or a forecast from the last ones.
+    Reuse(Forecast),
 }
 
 /// Decides for each call and sub-module.
@@ -49,6 +51,12 @@ pub trait CachePolicy {
 
     /// Asked once for each sub-module of each call, in the order of execution.
     fn decide(&mut self, call: &Call, module: SubModule) -> Decision;
+
+    /// How many outputs of a sub-module are kept: one more than the highest order of its forecasts.
+    fn keeps(&self, module: SubModule) -> usize {
+        let _ = module;
+        1
+    }
 }
 
 /// Does what a plan says. Check first that it [fits](CachePlan::check_fits): what lies outside the plan is computed.
@@ -57,9 +65,10 @@ pub struct Planned<'a>(pub &'a CachePlan);
 
 impl CachePolicy for Planned<'_> {
     fn decide(&mut self, call: &Call, module: SubModule) -> Decision {
-        match self.0.reuses(call.row, module.index()) {
-            true => Decision::Reuse,
-            false => Decision::Compute,
-        }
+        self.0.decision(call.row, module.index())
+    }
+
+    fn keeps(&self, module: SubModule) -> usize {
+        self.0.keeps(module.index())
     }
 }

@@ -3,7 +3,7 @@
 
 pub mod published;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fewstep_diffusion::random::{self, Use};
 use fewstep_torch::Checkpoint;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
-use crate::{Conditions, Error, Result};
+use crate::{CachePlan, Conditions, Error, MAX_ORDER, Result};
 
 /// Trained logits stay within ± this. The first executed row has it, and is never trained.
 pub const LOGIT_LIMIT: f32 = 5.;
@@ -21,7 +21,7 @@ pub(crate) const PLACE_OF_ROUTERS: u64 = 0;
 pub(crate) const PLACE_OF_RANDOM_PLANS: u64 = 1;
 
 /// Where the trainable rows start.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RouterInit {
     /// Normally distributed logits, clamped. Default and as published: mean 0, standard deviation 1.
@@ -34,6 +34,13 @@ pub enum RouterInit {
     /// One logit everywhere, from −5 to 5.
     Constant {
         /// The logit.
+        logit: f64,
+    },
+    /// From a cache plan: `logit` where it computes, −`logit` where it reuses.
+    Plan {
+        /// Its file.
+        path: PathBuf,
+        /// Above 0, to 5.
         logit: f64,
     },
 }
@@ -49,6 +56,7 @@ impl Default for RouterInit {
 pub struct Router {
     made_for: Conditions,
     threshold: f64,
+    order: u8,
     training: serde_json::Value,
     logits: Vec<Vec<f32>>,
 }
@@ -66,8 +74,9 @@ impl Router {
     ) -> Result<Self> {
         made_for.validate()?;
         let (steps, modules) = (made_for.steps(), made_for.modules());
-        let numbers = match *init {
-            RouterInit::Normal { mean, std } => {
+        let limit = f64::from(LOGIT_LIMIT);
+        let numbers = match init {
+            &RouterInit::Normal { mean, std } => {
                 if !(mean.is_finite() && std.is_finite() && std >= 0.) {
                     return Err(Error::option(
                         "init",
@@ -78,8 +87,17 @@ impl Router {
                 let mut rng = random::generator(seed, Use::Learning, &[PLACE_OF_ROUTERS]);
                 random::normal(&mut rng, &[steps as i64, modules as i64])? * std + mean
             }
-            RouterInit::Constant { logit } => {
-                let limit = f64::from(LOGIT_LIMIT);
+            RouterInit::Plan { path, logit } => {
+                if !(*logit > 0. && *logit <= limit) {
+                    return Err(Error::option("init", "a logit above 0, to 5", logit));
+                }
+                let plan = CachePlan::load(path)?;
+                plan.check_fits(made_for, &path.display().to_string())?;
+                let sign = |reused: &bool| if *reused { -1f32 } else { 1. };
+                let signs: Vec<f32> = (0..steps).flat_map(|row| plan.row(row)).map(sign).collect();
+                Tensor::f_from_slice(&signs)?.f_view([steps as i64, modules as i64])? * *logit
+            }
+            &RouterInit::Constant { logit } => {
                 if !(-limit..=limit).contains(&logit) {
                     return Err(Error::option("init", "a logit from -5 to 5", logit));
                 }
@@ -122,6 +140,7 @@ impl Router {
         Ok(Self {
             made_for: made_for.clone(),
             threshold,
+            order: 0,
             training: serde_json::Value::Null,
             logits,
         })
@@ -135,6 +154,23 @@ impl Router {
     /// The threshold that it was trained for.
     pub fn threshold(&self) -> f64 {
         self.threshold
+    }
+
+    /// Order of the forecast that stands for a reused output.
+    pub fn order(&self) -> u8 {
+        self.order
+    }
+
+    /// The same logits with forecasts of another order on reuse.
+    ///
+    /// # Errors
+    /// An order above [`MAX_ORDER`].
+    pub fn with_order(mut self, order: u8) -> Result<Self> {
+        if order > MAX_ORDER {
+            return Err(Error::option("order", format!("0 to {MAX_ORDER}"), order));
+        }
+        self.order = order;
+        Ok(self)
     }
 
     /// T.
@@ -215,7 +251,8 @@ impl Router {
         Ok(())
     }
 
-    /// Writes safetensors: one tensor `logits` `[T, N]`, and strings `made_for` (JSON), `threshold` and `training` (JSON).
+    /// Writes safetensors: one tensor `logits` `[T, N]`, and strings `made_for` (JSON), `threshold`, `training` (JSON) and, with
+    /// forecasts, `order`.
     ///
     /// # Errors
     /// The file can't be written; what stood there before stays.
@@ -229,6 +266,10 @@ impl Router {
             .with_string("made_for", made_for)
             .with_string("threshold", self.threshold.to_string())
             .with_string("training", self.training.to_string());
+        let file = match self.order {
+            0 => file,
+            order => file.with_string("order", order.to_string()),
+        };
         Ok(file.save(path)?)
     }
 
@@ -268,7 +309,15 @@ impl Router {
             let reason = format!("logits: expected [T, N] of Float, found {found}");
             return Err(Error::file(path, reason));
         }
+        let order = file.string("order").unwrap_or("0");
+        let order: u8 = order.parse().map_err(|_| {
+            unreadable(
+                "order",
+                &format!("expected 0 to {MAX_ORDER}, found `{order}`"),
+            )
+        })?;
         let router = Self::from_logits(&made_for, threshold, Vec::<Vec<f32>>::try_from(logits)?)
+            .and_then(|router| router.with_order(order))
             .map_err(|e| Error::file(path, e.to_string()))?;
         Ok(router.with_training(training))
     }

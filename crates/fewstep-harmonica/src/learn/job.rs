@@ -9,7 +9,7 @@ use fewstep_diffusion::sampler::{Call, SamplerState};
 use fewstep_torch::Part;
 use tch::{Kind, Tensor};
 
-use super::mix::{self, Fill, Gates, Slots};
+use super::mix::{Fill, Gates, Slots};
 use super::{Learner, Setting};
 use crate::{CachedReuse, Planned, Result};
 
@@ -19,6 +19,8 @@ pub(super) struct Job<'a> {
     n: i64,
     /// Whether latents are `[conditional; unconditional]`.
     paired: bool,
+    /// Of the forecast on reuse.
+    order: u8,
     noise: ImageNoise,
 }
 
@@ -33,7 +35,7 @@ impl Place {
     pub(super) fn snapshot(&self) -> Self {
         Self {
             x: self.x.shallow_clone(),
-            slots: mix::snapshot(&self.slots),
+            slots: self.slots.snapshot(),
             state: self.state.shallow_clone(),
         }
     }
@@ -58,7 +60,13 @@ impl<'a> Job<'a> {
             setting,
             n,
             paired,
+            order: 0,
         })
+    }
+
+    /// With forecasts of this order on reuse.
+    pub(super) fn with_order(self, order: u8) -> Self {
+        Self { order, ..self }
     }
 
     /// The start of the trajectory from noise `[n, C, H, W]`.
@@ -69,7 +77,7 @@ impl<'a> Job<'a> {
                 true => Tensor::f_cat(&[&x, &x], 0)?,
                 false => x,
             },
-            slots: mix::empty(self.setting.dit.config().sub_modules()),
+            slots: Slots::new(self.setting.dit.config().sub_modules(), self.order),
             state: SamplerState::default(),
         })
     }
@@ -134,10 +142,13 @@ impl<'a> Job<'a> {
         let prepared = self.prepare(&place.x, &call)?;
         let output = match gates {
             Some(gates) => {
-                let mut student = gates.student(&mut place.slots);
+                let mut student = gates.student(&mut place.slots, call.timestep);
                 self.predict(&prepared, &call, &mut student)?
             }
-            None => self.predict(&prepared, &call, &mut Fill(&mut place.slots))?,
+            None => {
+                let (slots, timestep) = (&mut place.slots, call.timestep);
+                self.predict(&prepared, &call, &mut Fill { slots, timestep })?
+            }
         };
         self.advance(place, index, &output)
     }

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use fewstep_diffusion::sampler::SamplerState;
 
 use super::Learner;
-use super::mix::{self, Fill, Teacher};
+use super::mix::{Fill, Slots, Teacher};
 use crate::{Error, Result};
 
 /// What Learning-to-Cache learns from: images `[M, C, H, W]`, bytes or numbers from −1 to 1 (or latents), and labels `[M]`.
@@ -92,7 +92,8 @@ impl Learner<'_> {
         let (device, n) = (dit.device(), draw.x.size()[0]);
         let calls = sampler.timesteps().len();
         let labels = draw.labels.f_to_device(device)?;
-        let mut slots = mix::empty(dit.config().sub_modules());
+        // One computed step is behind it, which no forecast can be made from.
+        let mut slots = Slots::new(dit.config().sub_modules(), 0);
         let mut teacher = Teacher::default();
         let (prepared, target) = tch::no_grad(|| -> Result<_> {
             let call = sampler.call(calls - 2 - draw.row);
@@ -103,7 +104,11 @@ impl Learner<'_> {
                 &draw.noise.f_to_device(device)?,
             )?;
             let t = |timestep: f64| Tensor::f_full([n], timestep, (Kind::Float, device));
-            let output = dit.forward(&x, &t(call.timestep)?, &labels, &mut Fill(&mut slots))?;
+            let mut fill = Fill {
+                slots: &mut slots,
+                timestep: call.timestep,
+            };
+            let output = dit.forward(&x, &t(call.timestep)?, &labels, &mut fill)?;
             let place = [u64::from(self.trajectory), draw.row as u64];
             let images = self.part.numbers();
             let mut none = random::ImageNoise::new(seed::derive(self.seed, &place), images);
@@ -115,7 +120,8 @@ impl Learner<'_> {
             Ok((prepared, target))
         })?;
         let gates = self.gates(draw.row)?;
-        let mut student = gates.student(&mut slots);
+        let timestep = sampler.timesteps()[calls - 1 - draw.row];
+        let mut student = gates.student(&mut slots, timestep);
         student.write = false;
         student.first = teacher.first;
         let output = dit.run(&prepared, &mut student)?;

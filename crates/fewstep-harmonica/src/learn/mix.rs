@@ -3,16 +3,43 @@
 use fewstep_diffusion::{Result, Reuse, SubModule};
 use tch::Tensor;
 
-/// A sub-module's last stored output; detached. Replaced, never written into, so a copy of the table is a snapshot.
-pub(super) type Slots = Vec<Option<Tensor>>;
+use crate::history::{Forecast, Formula, History};
 
-pub(super) fn empty(modules: usize) -> Slots {
-    std::iter::repeat_with(|| None).take(modules).collect()
+/// The last stored outputs of each sub-module; detached. Replaced, never written into, so a copy of the table is a snapshot.
+pub(super) struct Slots {
+    modules: Vec<History>,
+    forecast: Forecast,
 }
 
-pub(super) fn snapshot(slots: &Slots) -> Slots {
-    let copy = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
-    slots.iter().map(copy).collect()
+impl Slots {
+    /// Empty, for forecasts of this order.
+    pub(super) fn new(modules: usize, order: u8) -> Self {
+        Self {
+            modules: std::iter::repeat_with(History::default)
+                .take(modules)
+                .collect(),
+            forecast: Forecast::Order(order, Formula::Polynomial),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Self {
+        Self {
+            modules: self.modules.iter().map(History::shallow_clone).collect(),
+            forecast: self.forecast,
+        }
+    }
+
+    fn put(&mut self, module: SubModule, timestep: f64, output: &Tensor) -> Result<()> {
+        let history = &mut self.modules[module.index()];
+        history.make_room(self.forecast.outputs());
+        history.push(timestep, output.f_detach()?);
+        Ok(())
+    }
+
+    /// What reuse gives. Where guidance ended, the conditional half comes first; where it begins, nothing fits.
+    fn value(&self, module: SubModule, timestep: f64, samples: i64) -> Result<Option<Tensor>> {
+        self.modules[module.index()].value(&self.forecast, timestep, samples)
+    }
 }
 
 /// The uncached model. Keeps the output of the first sub-module, whose input student and teacher share.
@@ -36,7 +63,10 @@ impl Reuse for Teacher {
 }
 
 /// Computes everything and stores it.
-pub(super) struct Fill<'a>(pub(super) &'a mut Slots);
+pub(super) struct Fill<'a> {
+    pub(super) slots: &'a mut Slots,
+    pub(super) timestep: f64,
+}
 
 impl Reuse for Fill<'_> {
     fn run(
@@ -45,7 +75,7 @@ impl Reuse for Fill<'_> {
         compute: &mut dyn FnMut() -> Result<Tensor>,
     ) -> Result<Tensor> {
         let out = compute()?;
-        self.0[module.index()] = Some(out.f_detach()?);
+        self.slots.put(module, self.timestep, &out)?;
         Ok(out)
     }
 }
@@ -62,10 +92,12 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    pub(super) fn student<'a>(&'a self, slots: &'a mut Slots) -> Student<'a> {
+    /// The student of the call at `timestep`.
+    pub(super) fn student<'a>(&'a self, slots: &'a mut Slots, timestep: f64) -> Student<'a> {
         Student {
             gates: self,
             slots,
+            timestep,
             write: true,
             first: None,
         }
@@ -76,6 +108,7 @@ impl Gates {
 pub(super) struct Student<'a> {
     gates: &'a Gates,
     slots: &'a mut Slots,
+    timestep: f64,
     /// Whether slots are written at all.
     pub(super) write: bool,
     /// The first sub-module's output, where somebody has computed it.
@@ -93,9 +126,12 @@ impl Reuse for Student<'_> {
             Some(out) if index == 0 => out,
             _ => compute()?,
         };
-        let Some(cached) = fitting(&self.slots[index], computed.size()[0])? else {
+        let cached = self
+            .slots
+            .value(module, self.timestep, computed.size()[0])?;
+        let Some(cached) = cached else {
             if self.write {
-                self.slots[index] = Some(computed.f_detach()?);
+                self.slots.put(module, self.timestep, &computed)?;
             }
             return Ok(computed);
         };
@@ -112,17 +148,8 @@ impl Reuse for Student<'_> {
             cached.f_addcmul(&difference, &r)?
         };
         if self.write && fresh {
-            self.slots[index] = Some(mixed.f_detach()?);
+            self.slots.put(module, self.timestep, &mixed)?;
         }
         Ok(mixed)
-    }
-}
-
-/// The slot for a batch of `n`. Where guidance ended, the conditional half comes first; where it begins, nothing fits.
-fn fitting(slot: &Option<Tensor>, n: i64) -> Result<Option<Tensor>> {
-    match slot {
-        Some(t) if t.size()[0] == n => Ok(Some(t.shallow_clone())),
-        Some(t) if t.size()[0] > n => Ok(Some(t.f_narrow(0, 0, n)?)),
-        _ => Ok(None),
     }
 }

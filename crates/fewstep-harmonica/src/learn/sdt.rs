@@ -27,6 +27,7 @@ impl Learner<'_> {
         let (labels, x) = (self.part.rows(&labels)?, self.part.rows(&x)?);
         let noise = seed::derive(self.seed, &[u64::from(self.trajectory)]);
         let job = Job::new(self.setting, &labels, noise, self.part.numbers())?;
+        let job = job.with_order(self.options.order);
         self.trajectory_of(job, &x, observe, &mut |_| Ok(()))
     }
 
@@ -59,7 +60,7 @@ impl Learner<'_> {
                 Ok((prepared, target))
             })?;
             let gates = self.gates(call.row)?;
-            let mut student = gates.student(&mut place.slots);
+            let mut student = gates.student(&mut place.slots, call.timestep);
             student.first = teacher.first;
             let output = job.predict(&prepared, &call, &mut student)?;
             let error = self.error(&output, &target)?;

@@ -22,6 +22,8 @@ pub struct PlanDifference {
 pub struct PlanDifferences {
     /// The cells, in the order of execution.
     pub cells: Vec<PlanDifference>,
+    /// Cells that both reuse, with other forecasts.
+    pub forecasts: usize,
     timesteps: Vec<f64>,
     of: usize,
 }
@@ -47,8 +49,14 @@ impl CachePlan {
                 });
             }
         }
+        let all = (0..self.steps()).flat_map(|row| (0..self.modules()).map(move |c| (row, c)));
+        let forecasts = all
+            .filter(|&(row, c)| self.reuses(row, c) && other.reuses(row, c))
+            .filter(|&(row, c)| self.decision(row, c) != other.decision(row, c))
+            .count();
         Ok(PlanDifferences {
             cells,
+            forecasts,
             timesteps: self.made_for().timesteps.clone(),
             of: self.steps() * self.modules(),
         })
@@ -58,8 +66,18 @@ impl CachePlan {
 impl fmt::Display for PlanDifferences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (cells, of, steps) = (&self.cells, self.of, self.timesteps.len());
+        if self.forecasts > 0 {
+            let n = self.forecasts;
+            writeln!(
+                f,
+                "{n} of {of} cells are reused by both, with other forecasts."
+            )?;
+        }
         if cells.is_empty() {
-            return write!(f, "The plans agree in all {of} cells.");
+            return match self.forecasts {
+                0 => write!(f, "The plans agree in all {of} cells."),
+                _ => write!(f, "The plans compute the same cells."),
+            };
         }
         let first = cells.iter().filter(|c| c.first_reuses).count();
         let second = cells.len() - first;

@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::CachePlan;
+use crate::history::{Formula, MAX_ORDER};
 use crate::{Conditions, Error, Result};
+
+/// What a cell can be.
+const CELLS: [char; 5] = ['C', '.', '1', '2', '3'];
 
 const HEADER: &str = "\
 # A cache plan of Fewstep. A line of `steps` is a call of the model, in the order of execution: the first line is the first
-# call, on pure noise. C is computed, a dot reuses the last computed output. A pair is a block, its attention before
-# its MLP. Spaces do not count.
+# call, on pure noise. C is computed, a dot reuses the last computed output, 1 to 3 is a forecast of that order from the last
+# ones. A pair is a block, its attention before its MLP. Spaces do not count.
 ";
 
 /// What can stand in the file.
@@ -25,6 +29,10 @@ struct File {
     #[serde(default)]
     created_by: Option<String>,
     steps: Vec<Spanned<String>>,
+    #[serde(default)]
+    forecast: Formula,
+    #[serde(default)]
+    weights: Vec<Vec<Vec<f32>>>,
     #[serde(default)]
     settings: toml::Table,
     made_for: Option<Conditions>,
@@ -55,11 +63,10 @@ impl CachePlan {
             quoted(&self.created_by)
         );
         for row in (0..self.steps()).rev() {
-            let blocks: Vec<String> = self
-                .row(row)
-                .chunks(2)
-                .map(|block| block.iter().map(|&r| if r { '.' } else { 'C' }).collect())
+            let cells: Vec<char> = (0..self.modules())
+                .map(|column| self.letter(row, column))
                 .collect();
+            let blocks: Vec<String> = cells.chunks(2).map(|b| b.iter().collect()).collect();
             // Writing to a string can't fail.
             let _ = writeln!(
                 text,
@@ -72,9 +79,35 @@ impl CachePlan {
             settings: &self.settings,
             made_for: &self.made_for,
         };
-        text += "]\n\n";
+        text += "]\n";
+        if self.formula == Formula::Taylor {
+            text += "forecast = \"taylor\"\n";
+        }
+        if !self.weights.is_empty() {
+            text += "# Of the last outputs, newest first, fitted: a line for each step, a list for each sub-module.\nweights = [\n";
+            for row in (0..self.steps()).rev() {
+                let cells: Vec<&[f32]> = (0..self.modules())
+                    .map(|column| self.weights(row, column).unwrap_or_default())
+                    .collect();
+                let _ = match cells.iter().all(|c| c.is_empty()) {
+                    true => writeln!(text, "    [],"),
+                    false => writeln!(text, "    {cells:?},"),
+                };
+            }
+            text += "]\n";
+        }
+        text += "\n";
         text += &toml::to_string(&tables).map_err(not_toml)?;
         Ok(text)
+    }
+
+    /// A cell in a file or on a terminal: `C` computed, a dot reused, a digit a forecast of that order.
+    pub fn letter(&self, row: usize, column: usize) -> char {
+        match (self.reuses(row, column), self.order(row, column)) {
+            (false, _) => 'C',
+            (true, 0) => '.',
+            (true, order) => char::from(b'0' + order),
+        }
     }
 
     /// Writes the file.
@@ -128,9 +161,10 @@ pub(crate) fn read_with_conditions(path: &Path, default: Option<&Conditions>) ->
             .chars()
             .filter(|c| !c.is_whitespace())
             .collect();
-        if let Some(c) = cells.iter().find(|c| !['C', '.'].contains(c)) {
-            let reason =
-                format!("line {line}: expected C or a dot for each sub-module, found `{c}`");
+        if let Some(c) = cells.iter().find(|c| !CELLS.contains(c)) {
+            let reason = format!(
+                "line {line}: expected C, a dot or 1 to {MAX_ORDER} for each sub-module, found `{c}`"
+            );
             return Err(Error::file(path, reason));
         }
         if cells.len() != modules {
@@ -142,9 +176,30 @@ pub(crate) fn read_with_conditions(path: &Path, default: Option<&Conditions>) ->
     }
     let policy = file.policy.as_deref().unwrap_or(crate::policy::TABLE);
     let mut plan = CachePlan::new(policy, file.settings, made_for, |row, column| {
-        rows[row][column] == '.'
+        rows[row][column] != 'C'
+    })
+    .and_then(|plan| {
+        plan.with_orders(file.forecast, |row, column| {
+            rows[row][column]
+                .to_digit(10)
+                .map_or(0, |order| order as u8)
+        })
     })
     .map_err(in_file)?;
+    if !file.weights.is_empty() {
+        let right = |w: &Vec<Vec<f32>>| w.is_empty() || w.len() == modules;
+        if file.weights.len() != steps || !file.weights.iter().all(right) {
+            let reason = format!(
+                "weights: expected a list for each of {steps} steps, empty or with a list for each of {modules} sub-modules, \
+                 found something else"
+            );
+            return Err(Error::file(path, reason));
+        }
+        let own = |row: usize, column: usize| file.weights[steps - 1 - row].get(column);
+        plan = plan
+            .with_weights(|row, column| own(row, column).filter(|w| !w.is_empty()).cloned())
+            .map_err(in_file)?;
+    }
     if let Some(created_by) = file.created_by {
         plan.created_by = created_by;
     }
@@ -167,6 +222,9 @@ mod tests {
             cells in proptest::collection::vec(any::<bool>(), 7 * 6),
             threshold in 0.01f64..0.99,
             policy in "[a-z\"\\\\\n]{1,8}",
+            orders in proptest::collection::vec(0u8..=3, 7 * 6),
+            fitted in proptest::collection::vec(proptest::option::of(-2f32..2.), 7 * 6),
+            taylor in any::<bool>(),
         ) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("plan.toml");
@@ -176,6 +234,9 @@ mod tests {
             let settings = toml::toml! { n = 3 }.into_iter()
                 .chain([("threshold".to_owned(), toml::Value::from(threshold))]).collect();
             let plan = CachePlan::new(&policy, settings, &made_for, |row, c| row + 1 < steps && cells[6 * row + c]).unwrap();
+            let formula = if taylor { Formula::Taylor } else { Formula::Polynomial };
+            let plan = plan.with_orders(formula, |row, c| orders[6 * row + c]).unwrap();
+            let plan = plan.with_weights(|row, c| fitted[6 * row + c].map(|w| vec![w; 1 + orders[6 * row + c] as usize])).unwrap();
             plan.save(&path).unwrap();
             prop_assert_eq!(CachePlan::load(&path).unwrap(), plan);
         }
@@ -204,7 +265,7 @@ mod tests {
         let cases = [
             (
                 ("\".. CC\"", "\".. CX\""),
-                "line 8: expected C or a dot for each sub-module, found `X`",
+                "line 8: expected C, a dot or 1 to 3 for each sub-module, found `X`",
             ),
             (
                 ("\".. CC\"", "\".. C\""),

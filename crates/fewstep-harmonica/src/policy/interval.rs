@@ -1,7 +1,7 @@
 use toml::toml;
 
-use super::{FORA, INTERVAL, NONE};
-use crate::{CachePlan, Conditions, Error, Result};
+use super::{FORA, INTERVAL, NONE, TAYLORSEER};
+use crate::{CachePlan, Conditions, Error, Formula, Result};
 
 /// Computes everything.
 ///
@@ -56,6 +56,33 @@ pub fn interval(
     })
 }
 
+/// TaylorSeer: the first `warm_up` executed calls are computed, then every `interval`-th; the others are forecast by its formula.
+///
+/// # Errors
+/// An interval of 0, an order above [`MAX_ORDER`](crate::MAX_ORDER), or no first call.
+pub fn taylorseer(
+    made_for: &Conditions,
+    interval: usize,
+    order: u8,
+    warm_up: usize,
+) -> Result<CachePlan> {
+    every(interval)?;
+    let steps = made_for.steps();
+    if !(1..=steps).contains(&warm_up) {
+        return Err(Error::option("warm_up", format!("1 to {steps}"), warm_up));
+    }
+    let settings = toml! {
+        interval = (interval as i64)
+        order = (i64::from(order))
+        warm_up = (warm_up as i64)
+    };
+    CachePlan::new(TAYLORSEER, settings, made_for, |row, _| {
+        let k = steps - 1 - row;
+        k >= warm_up && !(k + 1 - warm_up).is_multiple_of(interval)
+    })?
+    .with_orders(Formula::Taylor, |_, _| order)
+}
+
 fn every(interval: usize) -> Result<()> {
     match interval {
         0 => Err(Error::option("interval", "at least 1", 0)),
@@ -87,6 +114,9 @@ mod tests {
         assert_eq!(calls(&fora(&c, 99).unwrap()), "C.........");
         assert_eq!(calls(&interval(&c, 0, 5, 2).unwrap()), "C.C.C.CCCC");
         assert_eq!(calls(&interval(&c, 2, 8, 3).unwrap()), "CCC..C..CC");
+        assert_eq!(calls(&taylorseer(&c, 3, 1, 1).unwrap()), "C..C..C..C");
+        assert_eq!(calls(&taylorseer(&c, 2, 2, 3).unwrap()), "CCC.C.C.C.");
+        assert_eq!(taylorseer(&c, 2, 2, 3).unwrap().order(0, 3), 2);
         assert_eq!(
             fora(&c, 3).unwrap().settings()["interval"].as_integer(),
             Some(3)

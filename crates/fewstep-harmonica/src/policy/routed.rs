@@ -1,7 +1,7 @@
 use toml::toml;
 
 use super::{HARMONICA, L2C};
-use crate::{CachePlan, Conditions, Error, Result, Router};
+use crate::{CachePlan, Conditions, Error, Formula, Result, Router};
 
 /// HarmoniCa's rule: a cell is computed where its probability is above `threshold`, and in the first executed row.
 ///
@@ -11,9 +11,10 @@ pub fn harmonica(router: &Router, threshold: f64) -> Result<CachePlan> {
     let first = router.steps() - 1;
     let p = router.probabilities();
     let settings = settings(router, threshold);
-    CachePlan::new(HARMONICA, settings, router.made_for(), |row, column| {
+    let plan = CachePlan::new(HARMONICA, settings, router.made_for(), |row, column| {
         row != first && p[row][column] <= threshold
-    })
+    })?;
+    plan.with_orders(Formula::Polynomial, |_, _| router.order())
 }
 
 /// The plan of a router at the threshold that reaches `mac_saving`, which is another than it was trained for.
@@ -28,7 +29,8 @@ pub fn harmonica_at_mac_saving(router: &Router, mac_saving: f64) -> Result<Cache
         router.made_for(),
         &router.probabilities(),
         mac_saving,
-    )
+    )?
+    .with_orders(Formula::Polynomial, |_, _| router.order())
 }
 
 /// Learning-to-Cache's rule, as published: a cell of an even row is computed where its probability is above `threshold`; an odd

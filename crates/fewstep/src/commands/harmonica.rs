@@ -262,6 +262,7 @@ fn record(
             mse,
             utilisation,
             mac_saving,
+            beta,
         } => {
             *last = format!(
                 "loss {loss:.2e}, utilisation {:.1} %, MAC saving {:.1} %",
@@ -274,6 +275,7 @@ fn record(
                 ("mse", *mse),
                 ("utilisation_percent", 100. * utilisation),
                 ("mac_saving_percent", 100. * mac_saving),
+                ("beta", *beta),
             ];
             for (curve, value) in curves {
                 folder.scalar(&format!("{name}/{curve}"), u64::from(*trajectory), value)?;

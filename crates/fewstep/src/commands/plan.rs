@@ -142,11 +142,8 @@ fn show(file: &Path, out: Option<&Path>) -> Result<()> {
         let reused: Vec<usize> = (0..modules).filter(|&c| plan.reuses(row, c)).collect();
         let saved: u64 = reused.iter().map(|&c| made_for.macs(row, c)).sum();
         let saving = saved as f64 / made_for.macs_of_call(row) as f64;
-        let cells: Vec<String> = plan
-            .row(row)
-            .chunks(2)
-            .map(|block| block.iter().map(|&r| if r { '.' } else { 'C' }).collect())
-            .collect();
+        let letters: Vec<char> = (0..modules).map(|c| plan.letter(row, c)).collect();
+        let cells: Vec<String> = letters.chunks(2).map(|b| b.iter().collect()).collect();
         super::print(&format!(
             "step {:>3}  t = {:<7} {}  utilisation {:>5.1} %, MACs saved {:>5.1} %, full forwards {:.2}",
             steps - row,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use fewstep_diffusion::{BetaSchedule, Convention, Guidance, SamplerOptions};
-use fewstep_harmonica::{CachePlan, policy};
+use fewstep_harmonica::{CachePlan, Formula, policy};
 use serde::Serialize;
 
 use crate::commands::at;
@@ -46,8 +46,16 @@ pub(super) fn plan(plan: Option<&CachePlan>) -> String {
     let Some(plan) = plan else {
         return policy::NONE.into();
     };
-    let rows = (0..plan.steps()).flat_map(|row| plan.row(row));
-    let cells: Vec<u8> = rows.map(|&reused| u8::from(reused)).collect();
+    let mut cells = Vec::new();
+    for row in 0..plan.steps() {
+        for column in 0..plan.modules() {
+            // 0 computed, 1 reused, 2 to 4 forecast.
+            cells.push(u8::from(plan.reuses(row, column)) + plan.order(row, column));
+            let weights = plan.weights(row, column).unwrap_or_default();
+            cells.extend(weights.iter().flat_map(|w| w.to_le_bytes()));
+        }
+    }
+    cells.push(u8::from(plan.formula() == Formula::Taylor));
     format!("{} {:08x}", plan.policy(), crc32c::crc32c(&cells))
 }
 
