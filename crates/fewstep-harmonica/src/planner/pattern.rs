@@ -14,7 +14,7 @@ pub(super) fn plan(made_for: &Conditions, pattern: &Pattern) -> Result<CachePlan
 }
 
 /// Patterns of `steps` calls with exactly `reused` reused ones: every interval from 2 to all, begun at every call, as often as needed, and
-/// pauses spread evenly or growing with the calls.
+/// computed calls spread evenly or denser at one end.
 pub(super) fn windows(steps: usize, reused: usize) -> Vec<Pattern> {
     let mut all: Vec<Pattern> = Vec::new();
     let mut add = |pattern: Pattern| {
@@ -35,23 +35,29 @@ pub(super) fn windows(steps: usize, reused: usize) -> Vec<Pattern> {
                 .collect());
         }
     }
-    // Computed calls at a power of their number: below 1 they crowd at the end, above 1 at the start.
-    let computed = steps - reused;
     for power in [0.5, 0.6, 0.7, 0.8, 0.9, 1., 1.15, 1.3, 1.5, 1.8] {
-        let mut pattern = vec![false; steps];
-        for i in 0..computed {
-            let place = (i as f64 / computed as f64).powf(power) * steps as f64;
-            let mut k = (place as usize).min(steps - 1);
-            while k < steps && pattern[k] {
-                k += 1;
-            }
-            if let Some(cell) = pattern.get_mut(k) {
-                *cell = true;
-            }
-        }
-        add(pattern);
+        add(spread(steps, reused, power));
     }
     all
+}
+
+/// Computed calls at a power of their number: below 1 they crowd at the end, above 1 at the start, at 1 they are even.
+pub(super) fn spread(steps: usize, reused: usize, power: f64) -> Pattern {
+    let computed = steps - reused;
+    let mut pattern = vec![false; steps];
+    for i in 0..computed {
+        let place = (i as f64 / computed as f64).powf(power) * steps as f64;
+        let mut k = (place as usize).min(steps - 1);
+        // The next free one; at the end, the last free one.
+        while k + 1 < steps && pattern[k] {
+            k += 1;
+        }
+        while pattern[k] {
+            k -= 1;
+        }
+        pattern[k] = true;
+    }
+    pattern
 }
 
 /// What differs from a pattern by moving one computed call to a neighbouring one, or anywhere else.

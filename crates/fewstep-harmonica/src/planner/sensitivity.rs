@@ -2,7 +2,7 @@
 //!
 //! A gate in every cell mixes forecast (0) and computed output (1). With e = x₀ − reference and J the derivative of x₀ by a gate, the error
 //! after moving the gate by δ is ‖e + δJ‖² up to the curvature of x₀. e·J comes from one backward pass, ‖J‖² from a few with random signs v,
-//! for the mean of (v·J)² is ‖J‖². Passes go backward call by call over stored latents and outputs, so memory holds the graph of one call.
+//! for the mean of (v·J)² is ‖J‖²; each image has gates of its own, and what they say is summed by the images' weights. Passes go backward call by call over stored latents and outputs, so memory holds the graph of one call.
 //! What a multistep sampler remembers is taken as given.
 
 use std::collections::HashMap;
@@ -40,7 +40,11 @@ pub(super) fn changes(
     let mut of_outputs: Vec<HashMap<(usize, u64), Tensor>> =
         adjoints.iter().map(|_| HashMap::new()).collect();
     let mut changes = vec![vec![0.; modules]; steps];
-    let count = error.numel() as f64;
+    let count = error.numel() as f64 / trials.images() as f64;
+    let weights = trials
+        .weights
+        .f_to_device(error.device())?
+        .f_view([-1, 1, 1])?;
     for index in (0..steps).rev() {
         let call = setting.sampler.call(index);
         let x = course.x[index].f_detach()?.f_set_requires_grad(true)?;
@@ -56,6 +60,7 @@ pub(super) fn changes(
             images: x.size()[0],
             gates: Vec::with_capacity(modules),
             computed: Vec::new(),
+            moved: None,
         };
         let output = {
             let (dit, guidance) = (setting.dit, setting.guidance());
@@ -82,7 +87,7 @@ pub(super) fn changes(
                     sum = sum.f_add(&output.f_mul(&a)?.f_sum(Kind::Float)?)?;
                 }
             }
-            let found = Tensor::f_run_backward(&[&sum], &inputs, k + 1 < 1 + probes, false)?;
+            let found = Tensor::f_run_backward(&[&sum], &inputs, k < probes, false)?;
             let mut found = found.into_iter();
             if let Some(own) = found.next().filter(Tensor::defined) {
                 *adjoint = own;
@@ -103,7 +108,8 @@ pub(super) fn changes(
                 let change = &mut changes[call.row][*module];
                 match k {
                     0 => {
-                        let along = gradient.f_sum(Kind::Double)?.f_double_value(&[])?;
+                        let along = gradient.f_mul(&weights)?.f_sum(Kind::Double)?;
+                        let along = along.f_double_value(&[])?;
                         // To computed where it is reused, else the other way.
                         let delta = if plan.reuses(call.row, *module) {
                             1.
@@ -113,7 +119,7 @@ pub(super) fn changes(
                         *change += 2. * delta * along / count;
                     }
                     _ => {
-                        let squares = gradient.f_square()?.f_sum(Kind::Double)?;
+                        let squares = gradient.f_square()?.f_mul(&weights)?.f_sum(Kind::Double)?;
                         *change += squares.f_double_value(&[])? / (probes as f64 * count);
                     }
                 }
@@ -216,6 +222,8 @@ struct Probe<'a> {
     /// A gate for each image, `[images, 1, 1]`.
     gates: Vec<(usize, Tensor)>,
     computed: Vec<(usize, Tensor)>,
+    /// A gate that stands elsewhere, for tests.
+    moved: Option<(usize, f64)>,
 }
 
 impl Reuse for Probe<'_> {
@@ -237,7 +245,10 @@ impl Reuse for Probe<'_> {
         let result = match value {
             None => output,
             Some(value) => {
-                let open = f64::from(u8::from(computed));
+                let open = match self.moved {
+                    Some((module, open)) if module == index => open,
+                    _ => f64::from(u8::from(computed)),
+                };
                 let options = (Kind::Float, output.device());
                 let gate = Tensor::f_full([self.images, 1, 1], open, options)?
                     .f_set_requires_grad(true)?;
@@ -251,4 +262,43 @@ impl Reuse for Probe<'_> {
         }
         Ok(result)
     }
+}
+
+/// The last latents when the gate of one cell stands at `open`.
+#[cfg(test)]
+pub(super) fn latents_with_gate(
+    setting: Setting<'_>,
+    trials: &Trials<'_>,
+    plan: &CachePlan,
+    order: u8,
+    (row, column): (usize, usize),
+    open: f64,
+) -> Result<Tensor> {
+    let _guard = tch::no_grad_guard();
+    let (mut noise, mut x) = trials.noise()?;
+    let mut histories: Vec<History> = (0..plan.modules()).map(|_| History::default()).collect();
+    let mut state = SamplerState::default();
+    for index in 0..plan.steps() {
+        let call = setting.sampler.call(index);
+        let mut probe = Probe {
+            plan,
+            order,
+            histories: &histories,
+            call,
+            images: x.size()[0],
+            gates: vec![],
+            computed: vec![],
+            moved: Some((column, open)).filter(|_| call.row == row),
+        };
+        let (dit, guidance) = (setting.dit, setting.guidance());
+        let output = Guided::new(dit, &trials.labels, guidance, &mut probe)?.denoise(&x, &call)?;
+        for (module, output) in probe.computed {
+            histories[module].make_room(usize::from(crate::MAX_ORDER) + 1);
+            histories[module].push(call.timestep, output);
+        }
+        x = setting
+            .sampler
+            .step(&mut state, index, &x, &output, &mut noise)?;
+    }
+    Ok(x)
 }

@@ -3,15 +3,22 @@
 use fewstep_diffusion::random::{self, ImageNoise, Use};
 use fewstep_diffusion::sampler::{self, Call, Sampler};
 use fewstep_diffusion::{Guided, Result as DiffusionResult, Reuse, SubModule};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::history::{Forecast, History, MAX_ORDER, Weights};
 use crate::{CachePlan, CachedReuse, Error, Planned, Result, Setting};
 
-/// A batch of noise and labels, and what the uncached model makes of it.
+/// Images that are sampled at once where nothing is fitted on them.
+const BATCH: usize = 64;
+
+/// Images of one noise, each with how much it counts, and what the uncached model makes of them.
 pub(super) struct Trials<'a> {
     setting: Setting<'a>,
+    /// Which images of the job `seed`.
+    numbers: Vec<u64>,
     pub(super) labels: Tensor,
+    /// How much each image counts, `[n]` float32, together 1.
+    pub(super) weights: Tensor,
     pub(super) seed: u64,
     pub(super) reference: Tensor,
     /// Work done so far, in uncached trajectories of this batch.
@@ -19,24 +26,67 @@ pub(super) struct Trials<'a> {
 }
 
 impl<'a> Trials<'a> {
-    /// `images` images with the noise of the job `seed`.
+    /// `images` images with the noise of the job `seed`, all of the same weight.
     pub(super) fn new(setting: Setting<'a>, seed: u64, images: u64) -> Result<Self> {
         let classes = setting.dit.config().classes;
         let mut rng = random::generator(seed, Use::Learning, &[40]);
         let mut trials = Self {
+            numbers: (0..images).collect(),
             labels: random::integers(&mut rng, images as i64, classes)?,
+            weights: Tensor::f_full(
+                [images as i64],
+                1. / images as f64,
+                (Kind::Float, Device::Cpu),
+            )?,
             reference: Tensor::new(),
             setting,
             seed,
             trajectories: 1.,
         };
         let mut all = fewstep_diffusion::dit::ComputeAll;
-        trials.reference = trials.sample(setting.sampler, &mut all)?;
+        trials.reference = trials.sample(setting.sampler, &mut all, BATCH)?;
         Ok(trials)
     }
 
+    /// `images` of these: half of them those with the largest `errors`, each counting for itself, and half every n-th of the others, which
+    /// count for all of those. The weighted mean is that over all images but for the luck of the second half.
+    pub(super) fn stratified(&self, errors: &[f64], images: u64) -> Result<Self> {
+        let all = self.images() as usize;
+        let images = (images as usize).min(all);
+        let mut order: Vec<usize> = (0..all).collect();
+        order.sort_by(|a, b| errors[*b].total_cmp(&errors[*a]));
+        let worst = images / 2;
+        let (first, rest) = order.split_at(worst);
+        let picked = images - worst;
+        // Spread over the sorted rest, so that every size of error is there.
+        let others = (0..picked).map(|i| rest[(2 * i + 1) * rest.len() / (2 * picked)]);
+        let chosen: Vec<i64> = first
+            .iter()
+            .copied()
+            .chain(others)
+            .map(|i| i as i64)
+            .collect();
+        let weight = |i: usize| match i < worst {
+            true => 1. / all as f32,
+            false => rest.len() as f32 / picked as f32 / all as f32,
+        };
+        let weights: Vec<f32> = (0..images).map(weight).collect();
+        let index = Tensor::f_from_slice(&chosen)?;
+        Ok(Self {
+            setting: self.setting,
+            numbers: chosen.iter().map(|&i| self.numbers[i as usize]).collect(),
+            labels: self.labels.f_index_select(0, &index)?,
+            weights: Tensor::f_from_slice(&weights)?,
+            seed: self.seed,
+            reference: self
+                .reference
+                .f_index_select(0, &index.f_to_device(self.reference.device())?)?,
+            trajectories: 0.,
+        })
+    }
+
     pub(super) fn images(&self) -> u64 {
-        self.labels.size()[0] as u64
+        self.numbers.len() as u64
     }
 
     /// The same in uncached trajectories of one image.
@@ -47,42 +97,80 @@ impl<'a> Trials<'a> {
     /// The noise that all begin with, where the model is.
     pub(super) fn noise(&self) -> Result<(ImageNoise, Tensor)> {
         let c = self.setting.dit.config();
-        let noise = ImageNoise::new(self.seed, 0..self.images());
+        let noise = ImageNoise::new(self.seed, self.numbers.iter().copied());
         let x = noise.initial([c.channels, c.input_size, c.input_size])?;
         Ok((noise, x.f_to_device(self.setting.dit.device())?))
     }
 
-    fn sample(&self, sampler: &dyn Sampler, reuse: &mut dyn Reuse) -> Result<Tensor> {
+    /// All images, `at_once` of them in a batch.
+    fn sample(
+        &self,
+        sampler: &dyn Sampler,
+        reuse: &mut dyn Reuse,
+        at_once: usize,
+    ) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let (mut noise, x) = self.noise()?;
+        let c = self.setting.dit.config();
         let (dit, guidance) = (self.setting.dit, self.setting.guidance());
-        let mut denoiser = Guided::new(dit, &self.labels, guidance, reuse)?;
-        let watch = &mut |_: &Call, _: &Tensor| Ok(());
-        Ok(sampler::sample(
-            sampler,
-            &mut denoiser,
-            &x,
-            &mut noise,
-            watch,
-        )?)
+        let mut all = Vec::new();
+        let mut first = 0;
+        for numbers in self.numbers.chunks(at_once) {
+            let n = numbers.len() as i64;
+            let mut noise = ImageNoise::new(self.seed, numbers.iter().copied());
+            let x = noise.initial([c.channels, c.input_size, c.input_size])?;
+            let x = x.f_to_device(dit.device())?;
+            let labels = self.labels.f_narrow(0, first, n)?;
+            first += n;
+            let mut denoiser = Guided::new(dit, &labels, guidance, reuse)?;
+            let watch = &mut |_: &Call, _: &Tensor| Ok(());
+            all.push(sampler::sample(
+                sampler,
+                &mut denoiser,
+                &x,
+                &mut noise,
+                watch,
+            )?);
+        }
+        Ok(Tensor::f_cat(&all, 0)?)
+    }
+
+    /// Mean squared error of each image.
+    fn squares(&self, x: &Tensor) -> Result<Tensor> {
+        let squares = x.f_sub(&self.reference)?.f_square()?;
+        let each = squares
+            .f_flatten(1, -1)?
+            .f_mean_dim(1, false, Kind::Float)?;
+        Ok(each.f_to_device(Device::Cpu)?)
     }
 
     pub(super) fn mse(&self, x: &Tensor) -> Result<f64> {
-        let mse = x.f_mse_loss(&self.reference, tch::Reduction::Mean)?;
-        Ok(mse.f_double_value(&[])?)
+        let weighted = self.squares(x)?.f_mul(&self.weights)?;
+        Ok(weighted.f_sum(Kind::Double)?.f_double_value(&[])?)
+    }
+
+    /// Mean squared error of each image's final latents under a plan.
+    pub(super) fn errors(&mut self, plan: &CachePlan) -> Result<Vec<f64>> {
+        let x = self.latents(plan)?;
+        Ok(Vec::<f64>::try_from(
+            self.squares(&x)?.f_to_kind(Kind::Double)?,
+        )?)
+    }
+
+    fn latents(&mut self, plan: &CachePlan) -> Result<Tensor> {
+        let mut reuse = CachedReuse::new(Planned(plan), self.setting.dit.config());
+        self.trajectories += 1. - plan.mac_saving();
+        self.sample(self.setting.sampler, &mut reuse, BATCH)
     }
 
     /// Mean squared error of the final latents under a plan.
     pub(super) fn error(&mut self, plan: &CachePlan) -> Result<f64> {
-        let mut reuse = CachedReuse::new(Planned(plan), self.setting.dit.config());
-        let x = self.sample(self.setting.sampler, &mut reuse)?;
-        self.trajectories += 1. - plan.mac_saving();
+        let x = self.latents(plan)?;
         self.mse(&x)
     }
 
     /// The same of another sampler without cache.
     pub(super) fn error_of(&mut self, sampler: &dyn Sampler) -> Result<f64> {
-        let x = self.sample(sampler, &mut fewstep_diffusion::dit::ComputeAll)?;
+        let x = self.sample(sampler, &mut fewstep_diffusion::dit::ComputeAll, BATCH)?;
         let steps = self.setting.conditions.steps();
         self.trajectories += sampler.timesteps().len() as f64 / steps as f64;
         self.mse(&x)
@@ -92,7 +180,7 @@ impl<'a> Trials<'a> {
     /// inputs are by then, and the last `order` + 1 outputs are weighted for the least squared error to it. With the plan's error.
     pub(super) fn fit(&mut self, plan: &CachePlan, order: u8) -> Result<(CachePlan, f64)> {
         let mut fitter = Fitter::new(plan, order);
-        let x = self.sample(self.setting.sampler, &mut fitter)?;
+        let x = self.sample(self.setting.sampler, &mut fitter, self.numbers.len())?;
         self.trajectories += 1.;
         let modules = plan.modules();
         let found = fitter.found;

@@ -37,15 +37,15 @@ pub struct BudgetArgs {
     /// Instead of a saving, milliseconds for an image on this machine, in batches of --images
     #[arg(long, value_name = "MS")]
     target_ms: Option<f64>,
-    /// Images of calibration noise that most trials are made on
-    #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().screen_images)]
-    screen_images: u64,
-    /// Images of calibration noise that the better plans are tried and fitted on
+    /// Images of calibration noise, which the plan is chosen on
+    #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().pool_images)]
+    pool_images: u64,
+    /// Images of them that plans are fitted on, and cells moved
     #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().images)]
     images: u64,
-    /// Images of calibration noise that the last few are chosen on
-    #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().choose_images)]
-    choose_images: u64,
+    /// Images of them that most patterns are tried on
+    #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().screen_images)]
+    screen_images: u64,
     /// Images of unseen noise that the plan is judged on, for each of three seeds
     #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().unseen_images)]
     unseen_images: u64,
@@ -145,7 +145,7 @@ pub(super) fn find(args: &BudgetArgs) -> Result<()> {
         target_mac_saving: target,
         screen_images: args.screen_images,
         images: args.images,
-        choose_images: args.choose_images,
+        pool_images: args.pool_images,
         unseen_images: args.unseen_images,
         max_order: args.max_order,
         search_trials: args.search_trials,
