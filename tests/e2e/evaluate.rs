@@ -36,9 +36,15 @@ fn what_is_not_there_is_said_in_one_sentence_with_the_way_to_it() {
         "{absent}"
     );
     let absent = said(&["--reference", "real.npz"]);
-    assert!(absent.contains("real.npz could not be read: No such file"), "{absent}");
+    assert!(
+        absent.contains("real.npz could not be read: No such file"),
+        "{absent}"
+    );
     let needs = said(&["--metrics", "fid"]);
-    assert!(needs.ends_with("--metrics: fid needs --reference"), "{needs}");
+    assert!(
+        needs.ends_with("--metrics: fid needs --reference"),
+        "{needs}"
+    );
     let other = said(&["--weights", "samples.npz"]);
     assert!(other.contains("samples.npz"), "{other}");
 }
@@ -69,7 +75,14 @@ fn an_archive_a_folder_and_saved_statistics_are_the_same_reference() {
     write_folder(&sandbox.path("real"), 0, real.view()).unwrap();
     let weights = weights.to_str().unwrap();
     let evaluate = |words: &[&str]| {
-        let rest = ["--network", "resnet56", "--weights", weights, "--device", "cpu"];
+        let rest = [
+            "--network",
+            "resnet56",
+            "--weights",
+            weights,
+            "--device",
+            "cpu",
+        ];
         let done = sandbox.fewstep(&[&["evaluate"], words, &rest[..]].concat());
         assert!(done.ok, "{}", done.stderr);
         done.stdout
@@ -77,7 +90,14 @@ fn an_archive_a_folder_and_saved_statistics_are_the_same_reference() {
     let saved = evaluate(&["real.npz", "--save-statistics", "statistics.npz"]);
     assert_eq!(saved, "");
     let distance = |reference: &str| {
-        let words = ["samples.npz", "--reference", reference, "--json", "--batch-size", "7"];
+        let words = [
+            "samples.npz",
+            "--reference",
+            reference,
+            "--json",
+            "--batch-size",
+            "7",
+        ];
         let json: Value = serde_json::from_str(&evaluate(&words)).unwrap();
         assert_eq!(json["samples_count"], 30);
         assert_eq!(json["network"], "resnet56");
@@ -87,8 +107,14 @@ fn an_archive_a_folder_and_saved_statistics_are_the_same_reference() {
     assert!(expected > 0.1, "{expected}");
     for reference in ["real", "statistics.npz"] {
         let found = distance(reference);
-        assert!((found - expected).abs() < 1e-6 * expected, "{found} {expected}");
+        assert!(
+            (found - expected).abs() < 1e-6 * expected,
+            "{found} {expected}"
+        );
     }
     let table = evaluate(&["samples.npz", "--reference", "samples.npz", "--quiet"]);
-    assert!(table.contains("fd-resnet56") && table.contains("30 samples"), "{table}");
+    assert!(
+        table.contains("fd-resnet56") && table.contains("30 samples"),
+        "{table}"
+    );
 }

@@ -107,7 +107,11 @@ fn metric(name: &str) -> Result<Metric, String> {
 /// Samples, reference or weights are not there or damaged, or a metric cannot be taken on them; one sentence.
 pub fn evaluate(options: &Options) -> Result<()> {
     let samples = ImageSource::open(&options.samples)?;
-    let reference = options.reference.as_deref().map(Reference::open).transpose()?;
+    let reference = options
+        .reference
+        .as_deref()
+        .map(Reference::open)
+        .transpose()?;
     let plan = Plan::new(options, reference.as_ref())?;
     if samples.count() < 2 {
         bail!(
@@ -145,7 +149,10 @@ pub fn evaluate(options: &Options) -> Result<()> {
     let measured = work.images("samples", &samples, &plan.of_samples, Some(splits))?;
     if let (Some(path), Some(pooled)) = (&options.save_statistics, measured.pooled()) {
         write_statistics(path, pooled, measured.spatial())?;
-        super::tell(&format!("the statistics of the samples are in {}", path.display()));
+        super::tell(&format!(
+            "the statistics of the samples are in {}",
+            path.display()
+        ));
     }
     let kid = KernelOptions {
         subsets: options.kid_subsets as usize,
@@ -407,7 +414,10 @@ mod tests {
         };
         let all = Metric::ALL.to_vec();
         let but_score = vec![Fid, Sfid, Precision, Recall, Kid];
-        assert_eq!(plan(&[], Some(&of_images)), (all.clone(), all.clone(), but_score));
+        assert_eq!(
+            plan(&[], Some(&of_images)),
+            (all.clone(), all.clone(), but_score)
+        );
         let adm = Reference {
             moments: Some(moments()),
             images: Some(images()),
@@ -453,6 +463,10 @@ mod tests {
         );
         let words = ["--network", "resnet56", "--metrics", "is"];
         assert!(said(&words, None).contains("is taken on Inception's features"));
-        assert!(metric("fids").unwrap_err().contains("fid, sfid, is, precision"));
+        assert!(
+            metric("fids")
+                .unwrap_err()
+                .contains("fid, sfid, is, precision")
+        );
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use fewstep_metrics::FeatureStatistics;
 use fewstep_torch::checkpoint::write_atomically;
-use ndarray::{ArrayView3, ArrayView4};
+use ndarray::ArrayView4;
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 use super::npz::npy_header;
@@ -89,8 +89,7 @@ impl ImageSource {
                     let length = batch * height * width * channels;
                     read_exactly(&mut entry, length, &mut bytes).map_err(|e| wrong(path, e))?;
                     let shape = (batch, height, width, channels);
-                    let view =
-                        ArrayView4::from_shape(shape, &bytes).map_err(|e| wrong(path, e))?;
+                    let view = ArrayView4::from_shape(shape, &bytes).map_err(|e| wrong(path, e))?;
                     visit(view)?;
                 }
                 Ok(())
@@ -289,12 +288,15 @@ impl<'a> Archive<'a> {
 /// All numbers of a float32 or float64 array.
 fn floats(entry: &mut impl Read) -> Result<Vec<f64>, String> {
     let header = Header::read(entry)?;
-    let width = match header.dtype.as_str() {
+    let width: usize = match header.dtype.as_str() {
         "<f8" => 8,
         "<f4" => 4,
         other => return Err(format!("expected <f8 or <f4, found {other}")),
     };
-    let length = header.shape.iter().try_fold(width, |n, d| n.checked_mul(*d));
+    let length = header
+        .shape
+        .iter()
+        .try_fold(width, |n: usize, d| n.checked_mul(*d));
     let length = length.ok_or("the shape is too large")?;
     let mut bytes = Vec::new();
     read_exactly(entry, length, &mut bytes)?;
@@ -345,8 +347,14 @@ impl Header {
             return Err("expected an array of NumPy, found something else".into());
         }
         let length = match start[6] {
-            1 => bytes(2)?.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b)),
-            2 | 3 => bytes(4)?.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b)),
+            1 => bytes(2)?
+                .iter()
+                .rev()
+                .fold(0, |n, &b| n << 8 | usize::from(b)),
+            2 | 3 => bytes(4)?
+                .iter()
+                .rev()
+                .fold(0, |n, &b| n << 8 | usize::from(b)),
             other => return Err(format!("version {other} of NumPy's format is not known")),
         };
         if length > MAX_HEADER {
@@ -374,7 +382,10 @@ impl Header {
             Ok([_, height, width, 1 | 3])
                 if self.dtype == "|u1" && !self.fortran && height > 0 && width > 0 =>
             {
-                let bytes = self.shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
+                let bytes = self
+                    .shape
+                    .iter()
+                    .try_fold(1_usize, |n, &d| n.checked_mul(d));
                 bytes.ok_or("the shape is too large")?;
                 Ok([self.shape[0], height, width, self.shape[3]])
             }
@@ -382,7 +393,11 @@ impl Header {
                 "expected arr_0 to be |u1 [N, height, width, 3], found {} {:?}{}",
                 self.dtype,
                 self.shape,
-                if self.fortran { " in Fortran's order" } else { "" }
+                if self.fortran {
+                    " in Fortran's order"
+                } else {
+                    ""
+                }
             )),
         }
     }
@@ -478,9 +493,8 @@ mod tests {
         }
         assert_eq!(moments.spatial.unwrap().dim(), 1);
 
-        let bytes = |values: &[f32]| -> Vec<u8> {
-            values.iter().flat_map(|v| v.to_le_bytes()).collect()
-        };
+        let bytes =
+            |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let pixels = images(2).into_raw_vec_and_offset().0;
         archive(
             &path,
@@ -526,10 +540,16 @@ mod tests {
         let huge = array("|u1", "9999999999, 9999999999, 9999999999, 3", &[]);
         archive(&path, &[("arr_0.npy", huge)]);
         assert!(said(&path).ends_with("the shape is too large"));
-        archive(&path, &[("arr_0.npy", array("|u1", "2, 4, 5, 3", &[0; 70]))]);
+        archive(
+            &path,
+            &[("arr_0.npy", array("|u1", "2, 4, 5, 3", &[0; 70]))],
+        );
         let source = ImageSource::open(&path).unwrap();
         let error = all(&source, 1).unwrap_err().to_string();
-        assert!(error.ends_with("the array ends before its last value"), "{error}");
+        assert!(
+            error.ends_with("the array ends before its last value"),
+            "{error}"
+        );
         let pictures = folder.path().join("empty");
         std::fs::create_dir(&pictures).unwrap();
         assert_eq!(
@@ -540,7 +560,10 @@ mod tests {
         write_folder(&pictures, 1, images(1).slice(s![.., ..3, .., ..])).unwrap();
         let error = all(&ImageSource::open(&pictures).unwrap(), 2).unwrap_err();
         let error = error.to_string();
-        assert!(error.contains("000001.png could not be read: expected 4×5 pixels as in "), "{error}");
+        assert!(
+            error.contains("000001.png could not be read: expected 4×5 pixels as in "),
+            "{error}"
+        );
         assert!(error.ends_with("000000.png, found 3×5"), "{error}");
     }
 }
