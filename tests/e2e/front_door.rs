@@ -11,6 +11,7 @@ fn every_subcommand_has_help_with_an_example() {
         &["demo"],
         &["data", "info"],
         &["data", "fetch"],
+        &["evaluate"],
         &["bench"],
     ] {
         let done = sandbox.fewstep(&[words, &["--help"]].concat());

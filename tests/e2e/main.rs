@@ -6,6 +6,7 @@ mod common;
 mod config;
 mod data;
 mod distributed;
+mod evaluate;
 mod events;
 mod export;
 mod folder;

@@ -87,6 +87,17 @@ pub enum Error {
         /// How to get it.
         hint: String,
     },
+    /// Weights that are in none of the usual places.
+    #[error(
+        "the weights of {name} were not found: looked for {}; `cargo xtask data fetch {name}` downloads them",
+        list(looked)
+    )]
+    WeightsNotFound {
+        /// The name asked for.
+        name: String,
+        /// Where they were looked for, in order.
+        looked: Vec<PathBuf>,
+    },
     /// A name that means no data set.
     #[error("unknown data set {name:?}{}; known are {known}", nearest.as_ref().map(|n| format!(", did you mean {n:?}?")).unwrap_or_default())]
     UnknownName {

@@ -1,4 +1,4 @@
-//! Downloads data sets from their official addresses: resumed where it broke off, checked, and in place all at once.
+//! Downloads data sets, and weights that measure with, from their official addresses: resumed where it broke off, checked, and in place all at once.
 //!
 //! Everything happens in `.<name>.partial` below the data root: `<file>.part` while it arrives, `complete/` once it is
 //! checked. The last step renames `complete/` to `<name>`, so a set is either whole or not there.
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use ureq::http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use ureq::{Agent, Body, http};
 
+use crate::open::data_roots;
 use crate::{Error, Result};
 
 /// Tries without a single new byte before giving up.
@@ -55,8 +56,9 @@ struct Source {
     unpacks_to: Option<&'static str>,
 }
 
-/// The digests are of the official files, as TensorFlow Datasets records them.
-const SOURCES: [Source; 4] = [
+/// The digests of data sets are of the official files, as TensorFlow Datasets records them. Files of weights have the
+/// first eight digits of theirs in their names.
+const SOURCES: [Source; 6] = [
     Source {
         name: "cifar10",
         base: "https://www.cs.toronto.edu/~kriz",
@@ -121,14 +123,66 @@ const SOURCES: [Source; 4] = [
         ],
         unpacks_to: None,
     },
+    Source {
+        name: "inception",
+        base: "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights",
+        files: &[(
+            "pt_inception-2015-12-05-6726825d.pth",
+            "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        )],
+        unpacks_to: None,
+    },
+    Source {
+        name: "resnet56",
+        base: "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models",
+        files: &[(
+            "resnet56-4bfd9763.th",
+            "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367",
+        )],
+        unpacks_to: None,
+    },
 ];
+
+/// Where the weights `inception` or `resnet56` are: in a folder of that name, as [`fetch`] leaves them, or in `weights`,
+/// below `$FEWSTEP_DATA` and then `./data`.
+///
+/// # Errors
+/// They are not there; the message says where they were looked for and how to get them. Another name.
+pub fn find_weights(name: &str) -> Result<PathBuf> {
+    let source = find_source(name)?;
+    let (file, _) = source.files[0];
+    let looked: Vec<PathBuf> = data_roots()
+        .iter()
+        .flat_map(|root| [name, "weights"].map(|folder| root.join(folder).join(file)))
+        .collect();
+    match looked.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(Error::WeightsNotFound {
+            name: name.into(),
+            looked,
+        }),
+    }
+}
+
+fn find_source(name: &str) -> Result<&'static Source> {
+    SOURCES
+        .iter()
+        .find(|source| source.name == name)
+        .ok_or_else(|| Error::UnknownName {
+            name: name.into(),
+            nearest: fetchable()
+                .find(|known| strsim::jaro(known, name) > 0.8)
+                .map(Into::into),
+            known: fetchable().collect::<Vec<_>>().join(", "),
+        })
+}
 
 /// The names that [`fetch`] knows.
 pub fn fetchable() -> impl Iterator<Item = &'static str> {
     SOURCES.iter().map(|source| source.name)
 }
 
-/// Downloads data set `name` to `root/name`, the place where [`open`](crate::open) finds it when `root` is the data root,
+/// Downloads data set (or weights) `name` to `root/name`, the place where [`open`](crate::open) finds it when `root` is the data root,
 /// and returns that path. A set that is already there is left as it is, without a word to the server. A download that
 /// broke off, now or in an earlier run, is resumed. `base_url` replaces the official address (a mirror, a test).
 ///
@@ -141,17 +195,7 @@ pub fn fetch(
     progress: &mut dyn FnMut(FetchProgress),
     base_url: Option<&str>,
 ) -> Result<PathBuf> {
-    let source = SOURCES
-        .iter()
-        .find(|source| source.name == name)
-        .ok_or_else(|| Error::UnknownName {
-            name: name.into(),
-            nearest: fetchable()
-                .find(|known| strsim::jaro(known, name) > 0.8)
-                .map(Into::into),
-            known: fetchable().collect::<Vec<_>>().join(", "),
-        })?;
-    fetch_source(source, root, progress, base_url)
+    fetch_source(find_source(name)?, root, progress, base_url)
 }
 
 fn fetch_source(

@@ -410,6 +410,24 @@ fn an_unknown_name_lists_what_can_be_fetched() {
         .to_string();
     assert_eq!(
         error,
-        "unknown data set \"cifar11\", did you mean \"cifar10\"?; known are cifar10, cifar100, mnist, fashion-mnist"
+        "unknown data set \"cifar11\", did you mean \"cifar10\"?; known are cifar10, cifar100, mnist, fashion-mnist, inception, resnet56"
     );
+}
+
+#[test]
+fn absent_weights_are_answered_with_how_to_get_them() {
+    let error = find_weights("inceptio").unwrap_err().to_string();
+    assert!(error.contains("did you mean \"inception\""), "{error}");
+    for name in ["inception", "resnet56"] {
+        let file = find_source(name).unwrap().files[0].0;
+        match find_weights(name) {
+            Ok(path) => assert!(path.ends_with(file)),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains(&format!("data/{name}/{file}")), "{error}");
+                let hint = format!("; `cargo xtask data fetch {name}` downloads them");
+                assert!(error.ends_with(&hint), "{error}");
+            }
+        }
+    }
 }

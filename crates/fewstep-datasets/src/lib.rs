@@ -40,7 +40,7 @@ pub use augment::Augment;
 pub use dataset::{Dataset, ImageShape, MemoryDataset, Splits, Subset, Synthetic};
 pub use digits::digits;
 pub use error::{Error, Result};
-pub use fetch::{FetchProgress, FetchStage, fetch, fetchable};
+pub use fetch::{FetchProgress, FetchStage, fetch, fetchable, find_weights};
 pub use folder::FolderOptions;
 pub use info::{Info, SplitInfo, info, info_with};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Shard};

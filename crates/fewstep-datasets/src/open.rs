@@ -246,13 +246,18 @@ fn find_kind(name: &str, path: &Path) -> Result<Option<Layout>> {
     })
 }
 
-/// The folders that may hold a data set of this name.
-fn candidates(name: &str) -> Vec<PathBuf> {
-    let roots = std::env::var_os("FEWSTEP_DATA")
+/// `$FEWSTEP_DATA`, if it is set, then `./data`.
+pub(crate) fn data_roots() -> Vec<PathBuf> {
+    let named = std::env::var_os("FEWSTEP_DATA")
         .filter(|root| !root.is_empty())
         .map(PathBuf::from);
+    named.into_iter().chain([PathBuf::from("data")]).collect()
+}
+
+/// The folders that may hold a data set of this name.
+fn candidates(name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for root in roots.into_iter().chain([PathBuf::from("data")]) {
+    for root in data_roots() {
         found.push(root.join(name));
         match name {
             "cifar10" => found.extend(Variant::Ten.folders().map(|folder| root.join(folder))),

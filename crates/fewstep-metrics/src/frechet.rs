@@ -10,62 +10,15 @@
 #[cfg(test)]
 mod tests;
 
-use nalgebra::{DMatrix, DVector};
+use nalgebra::{DMatrix, DMatrixViewMut, DVector};
+use rayon::prelude::*;
+
+use crate::features::{FeatureError, check_dimensions, check_rows};
 
 /// Rows that are converted to f64 at a time.
 const BLOCK: usize = 256;
-
-/// Why there is no Fréchet distance.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum FrechetError {
-    /// Features of no dimensions.
-    #[error("features must have at least 1 dimension; found 0")]
-    NoDimensions,
-    /// A slice that is no whole number of rows.
-    #[error("{found} feature values are no whole number of rows of {dim} values")]
-    Rows {
-        /// Length of the slice.
-        found: usize,
-        /// Values in a row.
-        dim: usize,
-    },
-    /// A feature that is NaN or infinite.
-    #[error("feature {feature} of sample {sample} is {found}; expected a finite number")]
-    NotFinite {
-        /// Index of the sample, counted from the first one that was ever added.
-        sample: u64,
-        /// Index of the feature in the row.
-        feature: usize,
-        /// The value.
-        found: f32,
-    },
-    /// Two sets of features that do not belong together.
-    #[error(
-        "the second set of features has {found} dimensions where the first has {expected}; both must come from the same network"
-    )]
-    Dimensions {
-        /// Dimensions of the first set.
-        expected: usize,
-        /// Dimensions of the second.
-        found: usize,
-    },
-    /// Too few samples for a covariance.
-    #[error("a covariance needs at least 2 samples; found {found}")]
-    TooFew {
-        /// The samples.
-        found: u64,
-    },
-    /// A mean and a covariance that cannot be those of a Gaussian.
-    #[error("{what}; found {found}, expected {expected}")]
-    Moments {
-        /// What is wrong.
-        what: &'static str,
-        /// What was found.
-        found: String,
-        /// What should be.
-        expected: String,
-    },
-}
+/// Columns of the scatter that one thread works on; a constant, so that the number of threads changes no bit.
+const COLUMNS: usize = 128;
 
 /// Count, mean and scatter of features that come in batches, in f64 (Chan, Golub and LeVeque 1979: stable whatever the
 /// mean and the batches).
@@ -82,9 +35,9 @@ impl FeatureStatistics {
     ///
     /// # Errors
     /// `dim` is 0.
-    pub fn new(dim: usize) -> Result<Self, FrechetError> {
+    pub fn new(dim: usize) -> Result<Self, FeatureError> {
         if dim == 0 {
-            return Err(FrechetError::NoDimensions);
+            return Err(FeatureError::NoDimensions);
         }
         Ok(Self {
             count: 0,
@@ -101,15 +54,19 @@ impl FeatureStatistics {
         count: u64,
         mean: &[f64],
         covariance: &[f64],
-    ) -> Result<Self, FrechetError> {
+    ) -> Result<Self, FeatureError> {
         let dim = mean.len();
         if dim == 0 {
-            return Err(FrechetError::NoDimensions);
+            return Err(FeatureError::NoDimensions);
         }
         if count < 2 {
-            return Err(FrechetError::TooFew { found: count });
+            return Err(FeatureError::TooFew {
+                what: "a covariance",
+                needed: 2,
+                found: count,
+            });
         }
-        let wrong = |what, found, expected| FrechetError::Moments {
+        let wrong = |what, found, expected| FeatureError::Moments {
             what,
             found,
             expected,
@@ -146,21 +103,9 @@ impl FeatureStatistics {
     ///
     /// # Errors
     /// No whole number of rows, or a feature that is not finite; nothing is added then.
-    pub fn add(&mut self, rows: &[f32]) -> Result<(), FrechetError> {
+    pub fn add(&mut self, rows: &[f32]) -> Result<(), FeatureError> {
         let dim = self.dim();
-        if !rows.len().is_multiple_of(dim) {
-            return Err(FrechetError::Rows {
-                found: rows.len(),
-                dim,
-            });
-        }
-        if let Some(at) = rows.iter().position(|value| !value.is_finite()) {
-            return Err(FrechetError::NotFinite {
-                sample: self.count + (at / dim) as u64,
-                feature: at % dim,
-                found: rows[at],
-            });
-        }
+        check_rows(rows, dim, self.count)?;
         for block in rows.chunks(BLOCK * dim) {
             let count = block.len() / dim;
             let mut samples =
@@ -170,7 +115,16 @@ impl FeatureStatistics {
                 sample -= &mean;
             }
             self.join(count as u64, &mean);
-            self.scatter.gemm(1.0, &samples, &samples.transpose(), 1.0);
+            let transposed = samples.transpose();
+            self.scatter
+                .as_mut_slice()
+                .par_chunks_mut(COLUMNS * dim)
+                .enumerate()
+                .for_each(|(index, part)| {
+                    let columns = part.len() / dim;
+                    let right = transposed.columns(index * COLUMNS, columns);
+                    DMatrixViewMut::from_slice(part, dim, columns).gemm(1.0, &samples, &right, 1.0);
+                });
         }
         Ok(())
     }
@@ -179,7 +133,7 @@ impl FeatureStatistics {
     ///
     /// # Errors
     /// Another number of dimensions.
-    pub fn merge(&mut self, other: &Self) -> Result<(), FrechetError> {
+    pub fn merge(&mut self, other: &Self) -> Result<(), FeatureError> {
         self.check_dimensions(other)?;
         if other.count > 0 {
             self.join(other.count, &other.mean);
@@ -198,14 +152,8 @@ impl FeatureStatistics {
         self.count += count;
     }
 
-    fn check_dimensions(&self, other: &Self) -> Result<(), FrechetError> {
-        if self.dim() == other.dim() {
-            return Ok(());
-        }
-        Err(FrechetError::Dimensions {
-            expected: self.dim(),
-            found: other.dim(),
-        })
+    fn check_dimensions(&self, other: &Self) -> Result<(), FeatureError> {
+        check_dimensions(self.dim(), other.dim())
     }
 
     /// Features of a sample.
@@ -227,13 +175,17 @@ impl FeatureStatistics {
     ///
     /// # Errors
     /// Fewer than 2 samples.
-    pub fn covariance(&self) -> Result<Vec<f64>, FrechetError> {
+    pub fn covariance(&self) -> Result<Vec<f64>, FeatureError> {
         Ok(self.covariance_matrix()?.as_slice().to_vec()) // symmetric: columns are rows
     }
 
-    fn covariance_matrix(&self) -> Result<DMatrix<f64>, FrechetError> {
+    fn covariance_matrix(&self) -> Result<DMatrix<f64>, FeatureError> {
         if self.count < 2 {
-            return Err(FrechetError::TooFew { found: self.count });
+            return Err(FeatureError::TooFew {
+                what: "a covariance",
+                needed: 2,
+                found: self.count,
+            });
         }
         Ok(&self.scatter / (self.count - 1) as f64)
     }
@@ -244,7 +196,7 @@ impl FeatureStatistics {
 ///
 /// # Errors
 /// Different dimensions, or fewer than 2 samples in one of them.
-pub fn frechet_distance(a: &FeatureStatistics, b: &FeatureStatistics) -> Result<f64, FrechetError> {
+pub fn frechet_distance(a: &FeatureStatistics, b: &FeatureStatistics) -> Result<f64, FeatureError> {
     a.check_dimensions(b)?;
     // The one of lower rank is factorised: the eigenvalue problem is of that size.
     let (a, b) = if a.count <= b.count { (a, b) } else { (b, a) };

@@ -1,5 +1,5 @@
-//! Accuracy, operation counts, energy and latency of artificial and spiking networks, and the Fréchet distance between
-//! sets of features. No libtorch.
+//! Accuracy, operation counts, energy and latency of artificial and spiking networks, and how good generated samples are
+//! by their features: Fréchet distance, Inception Score, kernel distance, precision and recall. No libtorch.
 //!
 //! Everything here takes plain numbers and slices and gives back plain structs that serialise with units in their key names.
 //! The crate knows nothing of tensors, networks, files or the runners: whoever has a network describes it as a list of
@@ -22,8 +22,12 @@
 mod accuracy;
 mod energy;
 mod error;
+mod features;
 mod frechet;
+mod inception_score;
+mod kernel_distance;
 mod latency;
+mod precision_recall;
 
 pub use accuracy::{ConfusionMatrix, Logits};
 pub use energy::{
@@ -31,5 +35,9 @@ pub use energy::{
     LayerOps, PoolConvention,
 };
 pub use error::MetricsError;
-pub use frechet::{FeatureStatistics, FrechetError, frechet_distance};
+pub use features::{FeatureError, FeatureRows};
+pub use frechet::{FeatureStatistics, frechet_distance};
+pub use inception_score::{InceptionScore, Score, Splits};
+pub use kernel_distance::{KernelDistance, KernelOptions, kernel_distance};
 pub use latency::{LatencyReport, LatencySummary};
+pub use precision_recall::{PrecisionRecall, precision_recall};

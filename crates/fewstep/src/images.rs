@@ -4,6 +4,7 @@
 //! only once it is whole.
 
 mod npz;
+mod source;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, s};
 use fewstep_torch::checkpoint::write_atomically;
 
 pub use npz::{NpzWriter, read_images, read_latents};
+pub use source::{ImageSource, Moments, Reference, write_statistics};
 
 /// A grid shows each image at least this large.
 const READABLE: usize = 64;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use fewstep::commands::infer::{Infer, infer};
-use fewstep::commands::{bench, data, demo, export, import, plan, router, run, sample};
+use fewstep::commands::{bench, data, demo, evaluate, export, import, plan, router, run, sample};
 
 /// Networks that pay for time, paying less of it.
 #[derive(Parser)]
@@ -35,6 +35,8 @@ enum Command {
     /// Look at data sets, or fetch one
     #[command(subcommand)]
     Data(data::Command),
+    /// Measure generated images as published papers do: FID, sFID, Inception Score, precision, recall, KID
+    Evaluate(Box<evaluate::Options>),
     /// Write a trained network for other programs
     Export(export::Options),
     /// Classify images with an exported network, by adding a weight row where a spike is
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Some(Command::Plan(c)) => plan::plan(&c),
         Some(Command::Router(c)) => router::router(&c).map(done),
         Some(Command::Data(c)) => data::data(&c).map(done),
+        Some(Command::Evaluate(o)) => evaluate::evaluate(&o).map(done),
         Some(Command::Export(o)) => export::export(&o).map(done),
         Some(Command::Infer(o)) => infer(&o).map(done),
         Some(Command::Import(o)) => import::import(&o).map(done),

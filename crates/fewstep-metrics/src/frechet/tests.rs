@@ -200,18 +200,25 @@ fn wrong_input_is_an_error_that_says_what_was_found() {
     );
     assert_eq!(statistics.count(), 1);
     let one = frechet_distance(&statistics, &statistics).unwrap_err();
-    assert_eq!(one, FrechetError::TooFew { found: 1 });
+    assert_eq!(
+        one,
+        FeatureError::TooFew {
+            what: "a covariance",
+            needed: 2,
+            found: 1
+        }
+    );
     let other = FeatureStatistics::new(4).unwrap();
     let mixed = frechet_distance(&statistics, &other).unwrap_err();
     assert_eq!(
         mixed,
-        FrechetError::Dimensions {
+        FeatureError::Dimensions {
             expected: 3,
             found: 4
         }
     );
     assert_eq!(statistics.merge(&other), Err(mixed));
-    assert_eq!(FeatureStatistics::new(0), Err(FrechetError::NoDimensions));
+    assert_eq!(FeatureStatistics::new(0), Err(FeatureError::NoDimensions));
     let skew = FeatureStatistics::from_moments(9, &[0.0, 0.0], &[1.0, 0.5, 0.4, 1.0]);
     assert!(skew.unwrap_err().to_string().contains("not symmetric"));
     let short = FeatureStatistics::from_moments(9, &[0.0, 0.0], &[1.0]);

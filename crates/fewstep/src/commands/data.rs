@@ -19,10 +19,10 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Download a data set from its official address, with resume and checksum
+    /// Download a data set, or weights that `evaluate` takes, from the official address, with resume and checksum
     #[command(after_help = "Example: fewstep data fetch fashion-mnist")]
     Fetch {
-        /// cifar10, cifar100, mnist or fashion-mnist
+        /// cifar10, cifar100, mnist, fashion-mnist, or the weights inception or resnet56
         name: String,
         /// The folder that gets a folder of that name
         #[arg(long, default_value = "data")]

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod data;
 pub mod demo;
 mod dit;
+pub mod evaluate;
 pub mod export;
 mod harmonica;
 pub mod import;

@@ -290,7 +290,7 @@ fn unreadable(path: &Path, reason: impl std::fmt::Display) -> ImagesError {
 }
 
 /// NumPy's format 1.0: magic, version, length of the rest, a dictionary, and spaces up to a multiple of 64 bytes.
-fn npy_header(dtype: &str, shape: &str) -> Vec<u8> {
+pub(super) fn npy_header(dtype: &str, shape: &str) -> Vec<u8> {
     let mut dictionary =
         format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({shape}), }}");
     let whole = (10 + dictionary.len() + 1).next_multiple_of(64);
