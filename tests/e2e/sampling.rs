@@ -427,6 +427,70 @@ fn a_plan_is_made_shown_compared_and_followed() {
 }
 
 #[test]
+fn a_plan_is_found_for_a_saving_and_followed() {
+    let sandbox = Sandbox::new();
+    let find = |words: &str| {
+        let common = "plan --checkpoint digits --steps 5 --device cpu --threads 1 --quiet --pool-images 8 --images 4 \
+                      --screen-images 2 --unseen-images 3 --search-trials 4 --cell-rounds 1 --learn-trajectories 1 \
+                      --out found.toml";
+        let words: Vec<&str> = common.split_whitespace().chain(words.split(' ')).collect();
+        sandbox.fewstep(&words)
+    };
+    let out = succeed(find("--target-saving 35% --json"));
+    let found: Value = serde_json::from_str(&out).unwrap();
+    let saving = found["mac_saving_percent"].as_f64().unwrap();
+    assert!((35. ..37.).contains(&saving), "{saving}");
+    let judged = found["judged"].as_array().unwrap();
+    assert_eq!(judged[0]["known"], false);
+    for policy in ["fora", "taylorseer", "random", "fewer-steps"] {
+        assert!(judged.iter().any(|t| t["policy"] == policy), "{policy}");
+    }
+    assert!(
+        judged
+            .iter()
+            .all(|t| t["x0_mse_unseen"].as_array().unwrap().len() == 3)
+    );
+    let plan = CachePlan::load(&sandbox.path("found.toml")).unwrap();
+    assert!((100. * plan.mac_saving() - saving).abs() < 1e-9);
+    assert_eq!(
+        plan.settings()["beat"].as_array().unwrap().len(),
+        judged.len() - 1
+    );
+    assert!(!sandbox.path("found.toml.search").exists());
+    succeed(sandbox.fewstep(&["plan", "show", "found.toml"]));
+    succeed(sandbox.fewstep(
+        &"sample --checkpoint digits --device cpu --threads 1 --quiet --steps 5 --n 2 --plan found.toml --out plan.npz"
+            .split(' ')
+            .collect::<Vec<_>>(),
+    ));
+
+    for (words, sentence) in [
+        (
+            "--resume",
+            "error: expected --target-saving or --target-ms, found neither",
+        ),
+        (
+            "--target-saving 90%",
+            "error: target_mac_saving: expected at most 0.7",
+        ),
+        ("--target-ms 1000000", "error: --target-ms: expected below "),
+        (
+            "--target-saving 35% --max-order 5",
+            "error: --max-order: expected 0 to 3, found 5",
+        ),
+    ] {
+        let done = find(words);
+        assert!(done.sentence().starts_with(sentence), "{}", done.stderr);
+    }
+    let done = find("--target-saving 140%");
+    assert!(
+        done.stderr.contains("expected a share such as 40% or 0.4"),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
 fn a_router_becomes_harmonicas_file_and_comes_back() {
     let sandbox = Sandbox::new();
     let dit = save_model(&sandbox, 1);
@@ -518,6 +582,7 @@ fn every_command_has_help_with_an_example() {
     let sandbox = Sandbox::new();
     for words in [
         "sample",
+        "plan",
         "plan show",
         "plan diff",
         "plan make",

@@ -140,6 +140,22 @@ impl History {
         self.0.iter().map(bytes).sum()
     }
 
+    /// Timesteps and outputs, newest first.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (f64, &Tensor)> {
+        self.0.iter().map(|k| (k.timestep, &k.output))
+    }
+
+    /// The same numbers as leaves of a new graph.
+    pub(crate) fn leaves(&self) -> Result<Self> {
+        let leaf = |k: &Kept| -> Result<Kept> {
+            Ok(Kept {
+                timestep: k.timestep,
+                output: k.output.f_detach()?.f_set_requires_grad(true)?,
+            })
+        };
+        Ok(Self(self.0.iter().map(leaf).collect::<Result<_>>()?))
+    }
+
     /// The same outputs, to go on from here twice.
     pub(crate) fn shallow_clone(&self) -> Self {
         let copy = |k: &Kept| Kept {

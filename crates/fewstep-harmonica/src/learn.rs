@@ -39,8 +39,10 @@ const ADAMW: OptimiserConfig = OptimiserConfig::Adam {
     decoupled: true,
 };
 
-/// A saving that lacks ten points makes the penalty a third heavier after each trajectory.
-const ASCENT: f64 = 3.;
+/// A saving that lacks ten points makes the multiplier a tenth heavier with each trajectory …
+const ASCENT: f64 = 1.;
+/// … and the penalty 2.7 times as heavy as it as long as it lacks them: rows follow with a delay, and the multiplier alone would overshoot.
+const LEAD: f64 = 10.;
 
 /// How a router is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -124,7 +126,7 @@ pub struct LearnOptions {
     pub learning_rate: f64,
     /// Weight of the penalty; with a target, its first value.
     pub beta: f64,
-    /// Share of MACs to save. After each trajectory `beta` grows where less is saved and falls where more is (dual ascent, in the
+    /// Share of MACs to save. With each trajectory `beta` grows where less is saved and falls where more is (dual ascent, in the
     /// logarithm). Not published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_mac_saving: Option<f64>,
@@ -366,6 +368,11 @@ pub fn learn(
     let reference = job::Reference::new(&learner)?;
     while learner.trajectory < options.trajectories {
         let started = Instant::now();
+        if let Some(target) = options.target_mac_saving {
+            let lacks = target - learner.plan()?.mac_saving();
+            learner.multiplier *= (ASCENT * lacks).exp();
+            learner.beta = learner.multiplier * (LEAD * lacks).exp();
+        }
         let (loss, mse) = match (options.training, images) {
             (Training::Sdt, _) => learner.sdt_trajectory(observe)?,
             (Training::L2c, Some(images)) => learner.l2c_pairs(images)?,
@@ -389,9 +396,7 @@ pub fn learn(
             mac_saving: plan.mac_saving(),
             beta: learner.beta,
         })?;
-        if let Some(target) = options.target_mac_saving {
-            learner.beta *= (ASCENT * (target - plan.mac_saving())).exp();
-        }
+
         if trajectory % options.checkpoint_every == 0 || trajectory == options.trajectories {
             let error_per_step = reference.errors(&learner)?;
             observe(&LearnEvent::Checkpoint {
@@ -423,7 +428,9 @@ struct Learner<'a> {
     lambda: Vec<f64>,
     /// What the penalty counts, `[N]`.
     costs: Tensor,
-    /// Weight of the penalty.
+    /// What a target has made of `options.beta` so far.
+    multiplier: f64,
+    /// Weight of the penalty in this trajectory.
     beta: f64,
     seed: u64,
     trajectory: u32,
@@ -473,6 +480,7 @@ impl<'a> Learner<'a> {
             optimisers,
             lambda: vec![1.; steps],
             costs: Tensor::f_from_slice(&costs)?.f_to_device(device)?,
+            multiplier: options.beta,
             beta: options.beta,
             seed,
             trajectory: 0,
@@ -574,7 +582,7 @@ impl<'a> Learner<'a> {
         let mut file = Checkpoint::new()
             .with_string("trajectory", self.trajectory.to_string())
             .with_string("seconds", self.seconds.to_string())
-            .with_string("beta", self.beta.to_string())
+            .with_string("multiplier", self.multiplier.to_string())
             .with("logits", &self.logits()?)
             .with("lambda", &Tensor::f_from_slice(&self.lambda)?);
         for (row, optimiser) in self.optimisers.iter().enumerate() {
@@ -593,11 +601,11 @@ impl<'a> Learner<'a> {
             Ok((
                 self.trajectory,
                 self.seconds,
-                self.beta,
+                self.multiplier,
                 self.lambda.clone(),
             ))
         })?;
-        (self.trajectory, self.seconds, self.beta, self.lambda) = done;
+        (self.trajectory, self.seconds, self.multiplier, self.lambda) = done;
         for (row, optimiser) in self.rows.iter().zip(&self.optimisers) {
             group.broadcast("the router", &row.f_detach()?, 0)?;
             group.spread("the optimisers' states", optimiser.state())?;
@@ -610,7 +618,7 @@ impl<'a> Learner<'a> {
         let file = Checkpoint::load(path)?;
         self.trajectory = number(&file, "trajectory", path)?;
         self.seconds = number(&file, "seconds", path)?;
-        self.beta = number(&file, "beta", path)?;
+        self.multiplier = number(&file, "multiplier", path)?;
         let logits = file.tensor("logits")?;
         let expected = [self.rows.len() as i64, self.costs.size()[0]];
         if logits.size() != expected {

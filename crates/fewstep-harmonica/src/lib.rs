@@ -25,6 +25,7 @@ mod error;
 mod history;
 pub mod learn;
 mod plan;
+pub mod planner;
 pub mod policy;
 mod router;
 mod stack;

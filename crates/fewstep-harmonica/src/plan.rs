@@ -9,7 +9,7 @@ use crate::policy::Decision;
 use crate::{Conditions, Error, Forecast, Result};
 
 pub use difference::{PlanDifference, PlanDifferences};
-pub(crate) use file::read_with_conditions;
+pub(crate) use file::{parse, read_with_conditions};
 
 /// T × N cells, each computed or reused, and what a reused one is made of: the last output, or a forecast from the last ones. Row 0 is the last call of the model (ascending timesteps), row T−1 the first, which
 /// computes everything. Column 2i is the attention of block i, 2i + 1 its MLP.

@@ -27,9 +27,8 @@ enum Command {
     Demo(demo::Options),
     /// Sample images from a diffusion transformer, with or without a cache
     Sample(Box<sample::Options>),
-    /// Make, show and compare cache plans
-    #[command(subcommand)]
-    Plan(plan::Command),
+    /// Find the cache plan for a saving or a latency; make, show and compare plans
+    Plan(Box<plan::Plan>),
     /// Show learned routers; import and export published ones
     #[command(subcommand)]
     Router(router::Command),

@@ -341,6 +341,8 @@ fn learning_that_was_killed_resumes_to_the_same_router() {
         checkpoint_every: 2,
         refresh_every: 15,
         beta: 1e-2,
+        target_mac_saving: Some(0.3),
+        order: 1,
         learning_rate: 0.1,
         evaluate_on: 2,
         batch_size: 2,
@@ -386,31 +388,113 @@ fn an_error_on_the_prediction_does_not_see_the_variance() {
 }
 
 #[test]
-fn straight_through_runs_what_sampling_will_run() {
+fn straight_through_runs_what_sampling_will_run_with_and_without_a_forecast() {
     let fixture = Fixture::open();
-    let options = LearnOptions {
-        mix: Mix::StraightThrough,
-        proxy: Proxy::None,
-        batch_size: 2,
-        learning_rate: 1e-9,
-        ..LearnOptions::default()
-    };
-    let mut learner = fixture.learner(&options);
-    let plan = learner.plan().unwrap();
-    let (labels, noise) = (
-        fixture.tensor("infer/labels"),
-        fixture.tensor("infer/noise"),
-    );
-    let job = Job::new(fixture.setting(), &labels, 0, 0..2).unwrap();
-    let mut last = None;
-    learner
-        .trajectory_of(job, &noise, &mut |_| Ok(()), &mut |seen| {
-            last = Some(seen.x.narrow(0, 0, 2));
-            Ok(())
-        })
+    let mut samples = Vec::new();
+    for order in 0..=2 {
+        let options = LearnOptions {
+            mix: Mix::StraightThrough,
+            proxy: Proxy::None,
+            batch_size: 2,
+            learning_rate: 1e-9,
+            order,
+            ..LearnOptions::default()
+        };
+        let mut learner = fixture.learner(&options);
+        let plan = learner.plan().unwrap();
+        assert!(
+            (0..5).all(|row| (0..6).all(|c| !plan.reuses(row, c) || plan.order(row, c) == order))
+        );
+        let (labels, noise) = (
+            fixture.tensor("infer/labels"),
+            fixture.tensor("infer/noise"),
+        );
+        let job = Job::new(fixture.setting(), &labels, 0, 0..2).unwrap();
+        let mut last = None;
+        learner
+            .trajectory_of(
+                job.with_order(order),
+                &noise,
+                &mut |_| Ok(()),
+                &mut |seen| {
+                    last = Some(seen.x.narrow(0, 0, 2));
+                    Ok(())
+                },
+            )
+            .unwrap();
+        let mut reuse = CachedReuse::new(Planned(&plan), fixture.dit.config());
+        let sample = fixture.sample(&mut reuse);
+        assert_close(&last.unwrap(), &sample, "x0");
+        samples.push(sample);
+    }
+    assert_ne!(samples[0], samples[1]);
+    assert_ne!(samples[1], samples[2]);
+}
+
+#[test]
+fn a_target_drives_the_penalty_until_the_plan_saves_as_much() {
+    let fixture = Fixture::open();
+    for target in [0.4] {
+        let options = LearnOptions {
+            mix: Mix::StraightThrough,
+            threshold: 0.5,
+            learning_rate: 0.1,
+            beta: 1e-4,
+            proxy: Proxy::None,
+            target_mac_saving: Some(target),
+            order: 1,
+            trajectories: 60,
+            batch_size: 2,
+            evaluate_on: 2,
+            ..LearnOptions::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let mut seen: Vec<(f64, f64)> = Vec::new();
+        let learned = learn(
+            fixture.setting(),
+            &options,
+            None,
+            0,
+            folder.path(),
+            alone(),
+            &mut |event| {
+                if let LearnEvent::Trajectory {
+                    beta, mac_saving, ..
+                } = event
+                {
+                    seen.push((*beta, *mac_saving));
+                }
+                Ok(())
+            },
+        )
         .unwrap();
-    let mut reuse = CachedReuse::new(Planned(&plan), fixture.dit.config());
-    assert_close(&last.unwrap(), &fixture.sample(&mut reuse), "x0");
+        let last = &seen[seen.len() - 20..];
+        let mean = last.iter().map(|s| s.1).sum::<f64>() / 20.;
+        assert!((mean - target).abs() < 0.06, "{target}: {mean}, {last:?}");
+        assert_eq!(learned.router.order(), 1);
+    }
+}
+
+#[test]
+fn a_router_can_begin_with_a_plan() {
+    let fixture = Fixture::open();
+    let plan = policy::fora(&fixture.conditions, 2).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("start.toml");
+    plan.save(&path).unwrap();
+    let init = RouterInit::Plan {
+        path: path.clone(),
+        logit: 1.,
+    };
+    let router = Router::new(&fixture.conditions, 0.5, &init, 0).unwrap();
+    let read = policy::harmonica(&router, 0.5).unwrap();
+    assert!(read.diff(&plan).unwrap().cells.is_empty());
+    let init = RouterInit::Plan { path, logit: 0. };
+    let e = Router::new(&fixture.conditions, 0.5, &init, 0).unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "init: expected a logit above 0, to 5, found 0"
+    );
 }
 
 /// 50 updates of five trajectories or pairs of steps, with the proxy refreshed.

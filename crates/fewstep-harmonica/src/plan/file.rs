@@ -130,8 +130,13 @@ impl CachePlan {
 /// Reads a plan. A file without conditions gets `default`'s, and without a policy it is a table.
 pub(crate) fn read_with_conditions(path: &Path, default: Option<&Conditions>) -> Result<CachePlan> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e.to_string()))?;
+    parse(&text, path, default)
+}
+
+/// The same from the text of the file.
+pub(crate) fn parse(text: &str, path: &Path, default: Option<&Conditions>) -> Result<CachePlan> {
     let line_of = |offset: usize| 1 + text.bytes().take(offset).filter(|&b| b == b'\n').count();
-    let file: File = toml::from_str(&text).map_err(|e| {
+    let file: File = toml::from_str(text).map_err(|e| {
         let line = line_of(e.span().map_or(0, |s| s.start));
         let message = e.message().trim().replace('\n', ", ");
         Error::file(

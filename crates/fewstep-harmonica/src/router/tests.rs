@@ -73,7 +73,9 @@ fn a_saved_router_is_the_router_and_other_conditions_are_refused() {
     let made_for = conditions(5, 2);
     let router = Router::new(&made_for, 0.1, &RouterInit::default(), 1)
         .unwrap()
-        .with_training(serde_json::json!({"beta": 7e-8, "seed": 1}));
+        .with_training(serde_json::json!({"beta": 7e-8, "seed": 1}))
+        .with_order(2)
+        .unwrap();
     router.save(&path).unwrap();
     let read = Router::load(&path).unwrap();
     assert_eq!(read, router);

@@ -1,11 +1,13 @@
 //! `fewstep plan`: cache plans made, shown and compared.
 
+mod budget;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use fewstep_harmonica::{CachePlan, Conditions, policy};
+use fewstep_harmonica::{CachePlan, Conditions, Formula, policy};
 use fewstep_torch::checkpoint::write_atomically;
 
 use super::harmonica::plan_plot;
@@ -15,6 +17,20 @@ use crate::plot;
 
 /// Exit code of `diff` where something goes wrong; 1 says that the plans differ.
 const TROUBLE: u8 = 2;
+
+/// `fewstep plan`: with flags it finds a plan, and its subcommands make, show and compare them.
+#[derive(Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Example: fewstep plan --checkpoint digits --steps 20 --target-saving 40% --out plan.toml"
+)]
+pub struct Plan {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    budget: budget::BudgetArgs,
+}
 
 /// Subcommands of `fewstep plan`.
 #[derive(Subcommand)]
@@ -53,12 +69,15 @@ pub struct MakeArgs {
     /// Which policy makes it
     #[arg(long, value_name = "NAME")]
     policy: Maker,
-    /// With fora and interval: every N-th step is computed
+    /// With fora, interval and taylorseer: every N-th step is computed
     #[arg(long, value_name = "N")]
     interval: Option<usize>,
     /// With interval: the executed steps from A to B, counted from 0, both included; all others are computed
     #[arg(long, value_name = "A:B", value_parser = window)]
     window: Option<(usize, usize)>,
+    /// With interval and taylorseer: the order of the forecast of what is not computed, 0 to 3 [default: 0; taylorseer: 1]
+    #[arg(long, value_name = "N")]
+    order: Option<u8>,
     /// With random: the share of cells that are reused, 0 to 1
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     utilisation: Option<f64>,
@@ -93,6 +112,8 @@ enum Maker {
     Fora,
     /// The same within a window of steps
     Interval,
+    /// Every N-th step computed, and a forecast of the others
+    Taylorseer,
     /// Cells drawn at random
     Random,
     /// By a router
@@ -105,7 +126,11 @@ enum Maker {
 ///
 /// # Errors
 /// A flag or a file is at fault; one sentence.
-pub fn plan(command: &Command) -> Result<ExitCode> {
+pub fn plan(plan: &Plan) -> Result<ExitCode> {
+    let Some(command) = &plan.command else {
+        budget::find(&plan.budget)?;
+        return Ok(ExitCode::SUCCESS);
+    };
     match command {
         Command::Show { file, out } => show(file, out.as_deref())?,
         Command::Diff { a, b } => {
@@ -197,8 +222,11 @@ fn make(args: &MakeArgs) -> Result<CachePlan> {
         Maker::Fora => policy::fora(&conditions, interval)?,
         Maker::Interval => {
             let (first, last) = args.window.unwrap_or_default();
-            policy::interval(&conditions, first, last, interval)?
+            let plan = policy::interval(&conditions, first, last, interval)?;
+            let order = args.order.unwrap_or_default();
+            plan.with_orders(Formula::Polynomial, |_, _| order)?
         }
+        Maker::Taylorseer => policy::taylorseer(&conditions, interval, args.order.unwrap_or(1), 1)?,
         Maker::Random => match args.mac_saving {
             Some(saving) => policy::random_at_mac_saving(&conditions, saving, seed)?,
             None => policy::random(&conditions, args.utilisation.unwrap_or_default(), seed)?,
@@ -232,6 +260,7 @@ fn check_flags(args: &MakeArgs) -> Result<()> {
     let given = [
         ("interval", args.interval.is_some()),
         ("window", args.window.is_some()),
+        ("order", args.order.is_some()),
         ("utilisation", args.utilisation.is_some()),
         ("mac-saving", args.mac_saving.is_some()),
         ("seed", args.seed.is_some()),
@@ -241,7 +270,8 @@ fn check_flags(args: &MakeArgs) -> Result<()> {
     let (needed, allowed): (&[&str], &[&str]) = match args.policy {
         Maker::None => (&[], &[]),
         Maker::Fora => (&["interval"], &[]),
-        Maker::Interval => (&["interval", "window"], &[]),
+        Maker::Interval => (&["interval", "window"], &["order"]),
+        Maker::Taylorseer => (&["interval"], &["order"]),
         Maker::Random => (&[], &["utilisation", "mac-saving", "seed"]),
         Maker::Harmonica | Maker::L2c => (&["router"], &["threshold", "mac-saving"]),
     };

@@ -1,0 +1,830 @@
+//! A plan by budget: the user names the saving, the planner looks for the plan with the least error of x₀.
+//!
+//! It tries every family of known policies, searches whole-step patterns with fitted forecasts from the best of them, moves single cells
+//! by the sensitivity of x₀, and lets Step-wise Denoising Training with the Image-Error Proxy go on from there with hard decisions. What
+//! is best on calibration noise is chosen and judged on noise that nothing was chosen on.
+
+mod pattern;
+mod sensitivity;
+mod state;
+#[cfg(test)]
+mod tests;
+mod trial;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use fewstep_diffusion::sampler::Sampler;
+use fewstep_torch::options::expect;
+use fewstep_torch::{Group, seed};
+use serde::{Deserialize, Serialize};
+use toml::toml;
+
+use crate::learn::{self, ErrorOn, LearnOptions, Mix, Penalty, Proxy};
+use crate::{CachePlan, Error, Formula, MAX_ORDER, Result, RouterInit, Setting, policy};
+use pattern::Pattern;
+use state::State;
+use trial::{Trials, finite};
+
+/// Name of the policy in the plans it makes.
+pub const PLANNER: &str = "planner";
+
+/// What a plan is looked for with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlannerOptions {
+    /// Share of MACs to save, above 0 and below 1. The plan saves at least as much, by at most [`TOLERANCE`] more.
+    pub target_mac_saving: f64,
+    /// Images of calibration noise. A few images of a model err far more than all others, so means over few images say little: what
+    /// follows is picked from these by how much they err under simple plans, and the last few plans are chosen on all of them.
+    pub pool_images: u64,
+    /// Images of the pool that plans are tried and fitted on, and cells are moved on.
+    pub images: u64,
+    /// Images of the pool that most patterns are tried on, enough to tell bad from good.
+    pub screen_images: u64,
+    /// Images of unseen noise, for each of `unseen_seeds` seeds, which the chosen plan is judged on.
+    pub unseen_images: u64,
+    /// Seeds of unseen noise.
+    pub unseen_seeds: u64,
+    /// The highest order of a forecast; order n keeps n + 1 outputs of a sub-module.
+    pub max_order: u8,
+    /// Trials of the search over whole-step patterns.
+    pub search_trials: u32,
+    /// Rounds of moving single cells.
+    pub cell_rounds: u32,
+    /// Random passes of a sensitivity.
+    pub probes: usize,
+    /// Trajectories of Step-wise Denoising Training; 0 leaves it out.
+    pub learn_trajectories: u32,
+    /// Seed of all noise.
+    pub seed: u64,
+}
+
+impl Default for PlannerOptions {
+    fn default() -> Self {
+        Self {
+            target_mac_saving: 0.4,
+            pool_images: 256,
+            images: 32,
+            screen_images: 12,
+            unseen_images: 128,
+            unseen_seeds: 3,
+            max_order: 2,
+            search_trials: 60,
+            cell_rounds: 8,
+            probes: 2,
+            learn_trajectories: 16,
+            seed: 0,
+        }
+    }
+}
+
+/// How far above the target a plan may land, as a share of all MACs; or a cell, where that is more.
+pub const TOLERANCE: f64 = 0.01;
+
+impl PlannerOptions {
+    /// # Errors
+    /// The option that is out of range, and a clause that says what was expected and found.
+    pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
+        let target = self.target_mac_saving;
+        let key = "target_mac_saving";
+        expect(
+            target > 0. && target < 1.,
+            key,
+            "a number between 0 and 1",
+            &target,
+        )?;
+        for (key, value) in [
+            ("pool_images", self.pool_images),
+            ("images", self.images),
+            ("screen_images", self.screen_images),
+            ("unseen_images", self.unseen_images),
+            ("unseen_seeds", self.unseen_seeds),
+            ("probes", self.probes as u64),
+        ] {
+            expect(value > 0, key, "at least 1", &value)?;
+        }
+        let orders = format!("0 to {MAX_ORDER}");
+        expect(
+            self.max_order <= MAX_ORDER,
+            "max_order",
+            &orders,
+            &self.max_order,
+        )
+    }
+}
+
+/// A plan, or a sampler with fewer steps, that was tried.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tried {
+    /// Its family: a policy's name, or a stage of the planner.
+    pub family: String,
+    /// What tells it from others of its family.
+    pub label: String,
+    /// Share of MACs that it saves.
+    pub mac_saving: f64,
+    /// Mean squared error of x₀ on `images` images of calibration noise.
+    pub error: f64,
+    /// The same on unseen noise, for each seed; empty where it was not judged.
+    pub unseen: Vec<f64>,
+    /// Whether it is a known policy, and no work of the planner.
+    pub known: bool,
+    #[serde(with = "state::as_toml")]
+    plan: Option<CachePlan>,
+    fewer_steps: Option<usize>,
+}
+
+impl Tried {
+    /// The plan; none for fewer steps.
+    pub fn plan(&self) -> Option<&CachePlan> {
+        self.plan.as_ref()
+    }
+
+    /// Mean of the errors on unseen noise.
+    pub fn unseen_mean(&self) -> f64 {
+        self.unseen.iter().sum::<f64>() / self.unseen.len() as f64
+    }
+}
+
+/// What planning tells while it goes on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PlanningEvent<'a> {
+    /// What is being done.
+    pub stage: &'a str,
+    /// Work done and expected, in uncached trajectories of one image.
+    pub done: f64,
+    /// See `done`.
+    pub expected: f64,
+    /// The least error so far at the target.
+    pub best: Option<f64>,
+}
+
+/// The end of planning.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The chosen plan, with its provenance in the settings.
+    pub plan: CachePlan,
+    /// The chosen one first, then the best of each known family that saves as much, by rising error on unseen noise.
+    pub judged: Vec<Tried>,
+    /// Seconds of all planning, interrupted parts included.
+    pub seconds: f64,
+    /// Of them, those spent on Step-wise Denoising Training.
+    pub learning_seconds: f64,
+    /// Work in uncached trajectories of one image.
+    pub trajectories: f64,
+}
+
+/// What the planner is given besides options.
+pub struct Rivals<'a> {
+    /// Plans of other policies for the same conditions, each under its family and a label: routers, dynamic caches read as plans.
+    pub plans: Vec<(String, String, CachePlan)>,
+    /// The same sampler with other numbers of steps.
+    pub fewer_steps: &'a dyn Fn(usize) -> Option<Box<dyn Sampler>>,
+}
+
+/// Looks for the plan. Goes on from what `folder` holds of the same search.
+///
+/// # Errors
+/// Options out of range, a target that the first call leaves no room for, an error that is no number, or one of `observe`.
+pub fn plan(
+    setting: Setting<'_>,
+    options: &PlannerOptions,
+    rivals: &Rivals<'_>,
+    folder: &Path,
+    observe: &mut dyn FnMut(&PlanningEvent<'_>) -> Result<()>,
+) -> Result<Outcome> {
+    options.validate().map_err(|(key, reason)| Error::Invalid {
+        key: key.to_owned(),
+        reason,
+    })?;
+    let conditions = setting.conditions;
+    let everything = pattern::plan(conditions, &first_only(conditions.steps()))?;
+    if options.target_mac_saving > everything.mac_saving() {
+        let expected = format!(
+            "at most {:.4}, for the first call computes everything",
+            everything.mac_saving()
+        );
+        return Err(Error::option(
+            "target_mac_saving",
+            expected,
+            options.target_mac_saving,
+        ));
+    }
+    for (_, p) in setting.dit.parameters() {
+        let _ = p.f_set_requires_grad(false)?;
+    }
+    let state = State::open(folder, options, conditions)?;
+    let mut pool = Trials::new(
+        setting,
+        seed::derive(options.seed, &[40]),
+        options.pool_images,
+    )?;
+    let errors = hardness(&mut pool, setting, options)?;
+    let mut planner = Planner {
+        setting,
+        options,
+        rivals,
+        folder,
+        screen: pool.stratified(&errors, options.screen_images)?,
+        trials: pool.stratified(&errors, options.images)?,
+        pool,
+        state,
+        started: Instant::now(),
+        observe,
+    };
+    planner.known()?;
+    planner.patterns()?;
+    planner.cells()?;
+    planner.learn()?;
+    planner.judge()
+}
+
+/// The largest error of each image of the pool under three simple plans, with computed calls at the start, spread, and at the end.
+fn hardness(
+    pool: &mut Trials<'_>,
+    setting: Setting<'_>,
+    options: &PlannerOptions,
+) -> Result<Vec<f64>> {
+    let steps = setting.conditions.steps();
+    let reused = (options.target_mac_saving * steps as f64).round() as usize;
+    let reused = reused.clamp(1, steps - 1);
+    let mut largest = vec![0f64; pool.images() as usize];
+    for power in [0.7, 1., 1.5] {
+        let pattern = pattern::spread(steps, reused, power);
+        let order = options.max_order.min(1);
+        let plan = pattern::plan(setting.conditions, &pattern)?
+            .with_orders(Formula::Polynomial, |_, _| order)?;
+        for (most, error) in largest.iter_mut().zip(pool.errors(&plan)?) {
+            *most = most.max(finite(error, "a simple plan")?);
+        }
+    }
+    Ok(largest)
+}
+
+fn first_only(steps: usize) -> Pattern {
+    (0..steps).map(|k| k == 0).collect()
+}
+
+struct Planner<'a> {
+    setting: Setting<'a>,
+    options: &'a PlannerOptions,
+    rivals: &'a Rivals<'a>,
+    folder: &'a Path,
+    pool: Trials<'a>,
+    screen: Trials<'a>,
+    trials: Trials<'a>,
+    state: State,
+    started: Instant,
+    observe: &'a mut dyn FnMut(&PlanningEvent<'_>) -> Result<()>,
+}
+
+impl Planner<'_> {
+    fn target(&self) -> f64 {
+        self.options.target_mac_saving
+    }
+
+    /// A cell of a model of few blocks can be more than the tolerance.
+    fn tolerance(&self) -> f64 {
+        let c = self.setting.conditions;
+        let macs = c.shape.macs();
+        let cell = 2. * macs.attention.max(macs.mlp) as f64 / c.total_macs() as f64;
+        TOLERANCE.max(cell)
+    }
+
+    /// Whether it is a plan that saves what was asked for.
+    fn right(&self, t: &Tried) -> bool {
+        let more = t.mac_saving - self.target();
+        t.plan.is_some() && (-1e-9..=self.tolerance()).contains(&more)
+    }
+
+    fn best(&self) -> Option<&Tried> {
+        let all = self.state.tried.iter().filter(|t| self.right(t));
+        all.min_by(|a, b| a.error.total_cmp(&b.error))
+    }
+
+    fn tell(&mut self, stage: &str) -> Result<()> {
+        let best = self.best().map(|t| t.error);
+        let (done, expected) = (self.work(), self.expected());
+        (self.observe)(&PlanningEvent {
+            stage,
+            done,
+            expected,
+            best,
+        })
+    }
+
+    fn work(&self) -> f64 {
+        self.state.trajectories + self.pool.work() + self.screen.work() + self.trials.work()
+    }
+
+    /// Work of all stages, roughly.
+    fn expected(&self) -> f64 {
+        let o = self.options;
+        let (screen, images) = (o.screen_images as f64, o.images as f64);
+        let left = 1. - o.target_mac_saving;
+        let known = 120. * left * screen + 12. * left * images;
+        let patterns = 3. * f64::from(o.search_trials) * screen + 8. * images;
+        let cells = (f64::from(o.cell_rounds) / 2. + 2.) * (4. + 2. * o.probes as f64) * images;
+        let learning = 5. * f64::from(o.learn_trajectories) * LEARN_BATCH as f64 + images;
+        let choosing = ((FINALISTS + 3) as f64 * left + 1.) * o.pool_images as f64;
+        let judging = (7. * left + 2.) * (o.unseen_images * o.unseen_seeds) as f64;
+        known + patterns + cells + learning + choosing + judging
+    }
+
+    fn note(
+        &mut self,
+        family: &str,
+        label: String,
+        known: bool,
+        plan: &CachePlan,
+        error: f64,
+    ) -> Result<()> {
+        let error = finite(error, family)?;
+        self.state.tried.push(Tried {
+            family: family.into(),
+            label,
+            mac_saving: plan.mac_saving(),
+            error,
+            unseen: vec![],
+            known,
+            plan: Some(plan.clone()),
+            fewer_steps: None,
+        });
+        Ok(())
+    }
+
+    /// The stage is over: what it found is kept for a resumption.
+    fn done(&mut self, stage: &str) -> Result<()> {
+        self.state.done.push(stage.into());
+        self.state.trajectories = self.work();
+        self.pool.trajectories = 0.;
+        self.screen.trajectories = 0.;
+        self.trials.trajectories = 0.;
+        self.state.seconds += self.started.elapsed().as_secs_f64();
+        self.started = Instant::now();
+        self.state.save(self.folder)
+    }
+
+    /// Every known policy that saves enough and not much more.
+    fn known(&mut self) -> Result<()> {
+        const STAGE: &str = "known policies";
+        if self.state.has(STAGE) {
+            return Ok(());
+        }
+        let conditions = self.setting.conditions;
+        let steps = conditions.steps();
+        let target = self.target();
+        let enough = |p: &CachePlan| p.mac_saving() >= target - TOLERANCE;
+        let mut all: Vec<(String, String, CachePlan)> = Vec::new();
+        for interval in 2..=steps {
+            let plan = policy::fora(conditions, interval)?;
+            if enough(&plan) {
+                all.push((policy::FORA.into(), format!("every {interval}"), plan));
+                for order in 1..=MAX_ORDER {
+                    for warm_up in [1, 3].into_iter().filter(|w| *w < steps) {
+                        let plan = policy::taylorseer(conditions, interval, order, warm_up)?;
+                        let label = format!("every {interval}, order {order}, first {warm_up}");
+                        all.push((policy::TAYLORSEER.into(), label, plan));
+                    }
+                }
+                break;
+            }
+        }
+        // The smallest window of each interval that saves enough, at every place.
+        for interval in 2..=steps.min(6) {
+            let saves =
+                |first: usize, last: usize| policy::interval(conditions, first, last, interval);
+            for first in 0..steps {
+                for last in first..steps {
+                    let plan = saves(first, last)?;
+                    if !enough(&plan) {
+                        continue;
+                    }
+                    for order in 0..=2 {
+                        let plan = plan
+                            .clone()
+                            .with_orders(Formula::Polynomial, |_, _| order)?;
+                        let label = format!("every {interval} in {first}-{last}, order {order}");
+                        let family = if order == 0 {
+                            policy::INTERVAL.into()
+                        } else {
+                            format!("{} + forecast", policy::INTERVAL)
+                        };
+                        all.push((family, label, plan));
+                    }
+                    break;
+                }
+            }
+        }
+        if let Ok(plan) = policy::random_at_mac_saving(conditions, target, self.options.seed) {
+            all.push((policy::RANDOM.into(), String::new(), plan));
+        }
+        let given = self
+            .rivals
+            .plans
+            .iter()
+            .filter(|(_, _, p)| enough(p))
+            .cloned();
+        all.extend(given);
+        let mut screened: Vec<(f64, usize)> = Vec::new();
+        for (i, (_, _, plan)) in all.iter().enumerate() {
+            screened.push((self.screen.error(plan)?, i));
+            self.tell(STAGE)?;
+        }
+        screened.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut of_family: BTreeMap<&str, u32> = BTreeMap::new();
+        for (_, i) in screened {
+            let (family, label, plan) = &all[i];
+            let seen = of_family.entry(family).or_default();
+            *seen += 1;
+            if *seen <= OF_A_FAMILY {
+                let error = self.trials.error(plan)?;
+                self.note(family, label.clone(), true, plan, error)?;
+                self.tell(STAGE)?;
+            }
+        }
+        let fewer = (steps as f64 * (1. - target + TOLERANCE)).floor() as usize;
+        if let Some(sampler) = (self.rivals.fewer_steps)(fewer) {
+            let error = self.trials.error_of(sampler.as_ref())?;
+            self.state.tried.push(Tried {
+                family: policy::FEWER_STEPS.into(),
+                label: format!("{fewer}"),
+                mac_saving: 1. - fewer as f64 / steps as f64,
+                error: finite(error, policy::FEWER_STEPS)?,
+                unseen: vec![],
+                known: true,
+                plan: None,
+                fewer_steps: Some(fewer),
+            });
+        }
+        self.done(STAGE)
+    }
+
+    /// Whole-step patterns just below and just above the target, with fitted forecasts.
+    fn patterns(&mut self) -> Result<()> {
+        let conditions = self.setting.conditions;
+        let steps = conditions.steps();
+        let saving = |reused: usize| -> Result<f64> {
+            let pattern = (0..steps).map(|k| k == 0 || k > reused).collect();
+            Ok(pattern::plan(conditions, &pattern)?.mac_saving())
+        };
+        let mut above = 1;
+        while above + 1 < steps && saving(above)? < self.target() {
+            above += 1;
+        }
+        // Just below the target cells are added, just above it taken away.
+        let near = saving(above)? <= self.target() + TOLERANCE;
+        for reused in [above - 1, above] {
+            if near && reused < above {
+                continue;
+            }
+            let stage = format!("patterns of {reused} reused steps");
+            if reused == 0 || self.state.has(&stage) {
+                continue;
+            }
+            let mut tried: Vec<(f64, Pattern)> = Vec::new();
+            let windows = pattern::windows(steps, reused);
+            let every = windows
+                .len()
+                .div_ceil(self.options.search_trials.max(1) as usize);
+            for pattern in windows.into_iter().step_by(every.max(1)) {
+                let error = self.screened(&pattern)?;
+                tried.push((error, pattern));
+                self.tell(&stage)?;
+            }
+            tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let mut left = self.options.search_trials;
+            // From the best, its neighbours, as long as one of them is better.
+            let Some((mut error, mut best)) = tried.first().cloned() else {
+                continue;
+            };
+            let mut seen = tried;
+            'search: loop {
+                for other in pattern::neighbours(&best) {
+                    if left == 0 {
+                        break 'search;
+                    }
+                    if seen.iter().any(|(_, p)| *p == other) {
+                        continue;
+                    }
+                    left -= 1;
+                    let found = self.screened(&other)?;
+                    seen.push((found, other.clone()));
+                    self.tell(&stage)?;
+                    if found < error {
+                        (error, best) = (found, other);
+                        continue 'search;
+                    }
+                }
+                break;
+            }
+            seen.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let mut fitted = Vec::new();
+            for (_, pattern) in seen.iter().take(OF_A_FAMILY as usize) {
+                fitted.push(self.fit(&pattern::plan(conditions, pattern)?)?);
+                self.tell(&stage)?;
+            }
+            fitted.sort_by(|a, b| a.1.total_cmp(&b.1));
+            for (i, (plan, error)) in fitted.iter().enumerate() {
+                let label = format!("{reused} reused steps, {}", i + 1);
+                self.note("patterns", label, false, plan, *error)?;
+            }
+            self.done(&stage)?;
+        }
+        Ok(())
+    }
+
+    fn screened(&mut self, pattern: &Pattern) -> Result<f64> {
+        let plan = pattern::plan(self.setting.conditions, pattern)?;
+        let (_, error) = self.screen.fit(&plan, self.options.max_order)?;
+        finite(error, "a fitted plan")
+    }
+
+    fn fit(&mut self, plan: &CachePlan) -> Result<(CachePlan, f64)> {
+        let (fitted, error) = self.trials.fit(plan, self.options.max_order)?;
+        Ok((fitted, finite(error, "a fitted plan")?))
+    }
+
+    /// Single cells, by the sensitivity of x₀: first to the target, then to and fro.
+    fn cells(&mut self) -> Result<()> {
+        let starts: Vec<CachePlan> = self
+            .state
+            .tried
+            .iter()
+            .filter(|t| t.family == "patterns" && t.label.ends_with(", 1"))
+            .filter_map(|t| t.plan.clone())
+            .collect();
+        for (i, start) in starts.into_iter().enumerate() {
+            let stage = format!("cells from pattern {}", i + 1);
+            if self.state.has(&stage) {
+                continue;
+            }
+            let changes = self.changes(&start)?;
+            let plan = self.to_target(&start, &changes)?;
+            let (plan, error) = self.fit(&plan)?;
+            self.note("cells", format!("pattern {}", i + 1), false, &plan, error)?;
+            self.tell(&stage)?;
+            self.done(&stage)?;
+        }
+        const STAGE: &str = "moving cells";
+        if self.state.has(STAGE) {
+            return Ok(());
+        }
+        let Some(best) = self.best() else {
+            return self.done(STAGE);
+        };
+        let Some(mut plan) = best.plan.clone() else {
+            return self.done(STAGE);
+        };
+        let mut error = best.error;
+        let mut size = (plan.steps() * plan.modules() / 16).max(1);
+        let mut changes = self.changes(&plan)?;
+        for _ in 0..self.options.cell_rounds {
+            let (moved, promised) = self.moved(&plan, &changes, size)?;
+            let better = match promised < 0. {
+                true => Some(self.fit(&moved)?).filter(|(_, found)| *found < error),
+                false => None,
+            };
+            self.tell(STAGE)?;
+            match better {
+                Some((fitted, found)) => {
+                    (plan, error) = (fitted, found);
+                    self.note("cells", format!("{size} moved"), false, &plan, error)?;
+                    changes = self.changes(&plan)?;
+                }
+                None if size == 1 => break,
+                None => size = size.div_ceil(2).min(size - 1),
+            }
+        }
+        self.done(STAGE)
+    }
+
+    fn changes(&mut self, plan: &CachePlan) -> Result<sensitivity::Changes> {
+        let (order, probes) = (self.options.max_order.min(1), self.options.probes);
+        sensitivity::changes(self.setting, &mut self.trials, plan, order, probes)
+    }
+
+    /// Cells that may be flipped: those that are reused or not, best first by change for an operation.
+    fn flips(
+        &self,
+        plan: &CachePlan,
+        changes: &sensitivity::Changes,
+        reused: bool,
+    ) -> Vec<(usize, usize)> {
+        let made_for = plan.made_for();
+        let mut cells: Vec<(usize, usize)> = (0..plan.steps() - 1)
+            .flat_map(|row| (0..plan.modules()).map(move |c| (row, c)))
+            .filter(|&(row, c)| plan.reuses(row, c) == reused)
+            .collect();
+        let rate = |&(row, c): &(usize, usize)| changes[row][c] / made_for.macs(row, c) as f64;
+        cells.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
+        cells
+    }
+
+    /// The plan with just so many cells flipped that it saves the target.
+    fn to_target(&self, plan: &CachePlan, changes: &sensitivity::Changes) -> Result<CachePlan> {
+        let made_for = plan.made_for();
+        let total = made_for.total_macs() as f64;
+        let mut cells: Vec<Vec<bool>> = (0..plan.steps()).map(|r| plan.row(r).to_vec()).collect();
+        let mut saving = plan.mac_saving();
+        let target = self.target();
+        for (row, c) in self.flips(plan, changes, false) {
+            if saving >= target {
+                break;
+            }
+            cells[row][c] = true;
+            saving += made_for.macs(row, c) as f64 / total;
+        }
+        // What is saved too much is computed where that helps most.
+        for (row, c) in self.flips(plan, changes, true) {
+            let less = saving - made_for.macs(row, c) as f64 / total;
+            if less >= target {
+                cells[row][c] = false;
+                saving = less;
+            }
+        }
+        CachePlan::new(PLANNER, toml::Table::new(), made_for, |row, c| {
+            cells[row][c]
+        })
+    }
+
+    /// The plan with `size` reused cells computed and as much work reused elsewhere, and the change that is promised.
+    fn moved(
+        &self,
+        plan: &CachePlan,
+        changes: &sensitivity::Changes,
+        size: usize,
+    ) -> Result<(CachePlan, f64)> {
+        let made_for = plan.made_for();
+        let mut cells: Vec<Vec<bool>> = (0..plan.steps()).map(|r| plan.row(r).to_vec()).collect();
+        let mut promised = 0.;
+        for (row, c) in self.flips(plan, changes, true).into_iter().take(size) {
+            cells[row][c] = false;
+            promised += changes[row][c];
+        }
+        let opened = CachePlan::new(PLANNER, toml::Table::new(), made_for, |row, c| {
+            cells[row][c]
+        })?;
+        let mut saving = opened.mac_saving();
+        let total = made_for.total_macs() as f64;
+        for (row, c) in self.flips(plan, changes, false) {
+            if saving >= self.target() {
+                break;
+            }
+            cells[row][c] = true;
+            promised += changes[row][c];
+            saving += made_for.macs(row, c) as f64 / total;
+        }
+        let plan = CachePlan::new(PLANNER, toml::Table::new(), made_for, |row, c| {
+            cells[row][c]
+        })?;
+        Ok((plan, promised))
+    }
+
+    /// Step-wise Denoising Training from the best plan: decisions are hard, forecasts in the loop, and the penalty is driven to the target.
+    fn learn(&mut self) -> Result<()> {
+        const STAGE: &str = "learning";
+        if self.state.has(STAGE) || self.options.learn_trajectories == 0 {
+            return Ok(());
+        }
+        let Some(start) = self.best().and_then(|t| t.plan.clone()) else {
+            return self.done(STAGE);
+        };
+        let path = self.folder.join("start.toml");
+        start.save(&path)?;
+        let started = Instant::now();
+        let options = LearnOptions {
+            trajectories: self.options.learn_trajectories,
+            batch_size: LEARN_BATCH,
+            learning_rate: 0.05,
+            beta: 1e-4,
+            target_mac_saving: Some(self.target()),
+            order: self.options.max_order.min(1),
+            threshold: 0.5,
+            proxy: Proxy::LeaveOneOut,
+            refresh_every: 16 * self.setting.conditions.steps() as u32,
+            normalise: true,
+            penalty: Penalty::Macs,
+            mix: Mix::StraightThrough,
+            error_on: ErrorOn::Prediction,
+            init: RouterInit::Plan { path, logit: 0.5 },
+            checkpoint_every: 8,
+            evaluate_on: 4,
+            ..LearnOptions::default()
+        };
+        let folder = self.folder.join("router");
+        let group = Group::alone();
+        let learned = learn::learn(
+            self.setting,
+            &options,
+            None,
+            self.options.seed,
+            &folder,
+            &group,
+            &mut |_| Ok(()),
+        )?;
+        self.state.learning_seconds += started.elapsed().as_secs_f64();
+        self.trials.trajectories +=
+            5. * f64::from(options.trajectories) * LEARN_BATCH as f64 / self.options.images as f64;
+        // Where the training ended a little off, its own order of cells leads to the target.
+        if let Ok(plan) = policy::harmonica_at_mac_saving(&learned.router, self.target()) {
+            let (plan, error) = self.fit(&plan)?;
+            self.note(
+                "learned",
+                format!("{} trajectories", options.trajectories),
+                false,
+                &plan,
+                error,
+            )?;
+        }
+        self.tell(STAGE)?;
+        self.done(STAGE)
+    }
+
+    /// Of the last few the best on more noise; beside it the best of each known family, all on unseen noise.
+    fn judge(mut self) -> Result<Outcome> {
+        let right = self.state.tried.iter().filter(|t| self.right(t));
+        let mut finalists: Vec<Tried> = right.cloned().collect();
+        finalists.sort_by(|a, b| a.error.total_cmp(&b.error));
+        finalists.truncate(FINALISTS);
+        let mut best: Option<(f64, Tried)> = None;
+        for finalist in finalists {
+            let Some(plan) = &finalist.plan else {
+                continue;
+            };
+            let error = self.pool.error(plan)?;
+            if best.as_ref().is_none_or(|(least, _)| error < *least) {
+                best = Some((error, finalist));
+            }
+            self.tell("choosing")?;
+        }
+        let Some((error, mut best)) = best else {
+            let expected = "a saving that plans of this model can have";
+            return Err(Error::option("target_mac_saving", expected, self.target()));
+        };
+        best.error = error;
+        let mut judged = vec![best];
+        for t in self.state.tried.iter().filter(|t| t.known) {
+            match judged[1..].iter_mut().find(|o| o.family == t.family) {
+                Some(other) if t.error < other.error => *other = t.clone(),
+                Some(_) => {}
+                None => judged.push(t.clone()),
+            }
+        }
+        for k in 0..self.options.unseen_seeds {
+            let noise = seed::derive(self.options.seed, &[42, k]);
+            let mut trials = Trials::new(self.setting, noise, self.options.unseen_images)?;
+            for t in &mut judged {
+                let error = match (&t.plan, t.fewer_steps) {
+                    (Some(plan), _) => trials.error(plan)?,
+                    (None, Some(steps)) => match (self.rivals.fewer_steps)(steps) {
+                        Some(sampler) => trials.error_of(sampler.as_ref())?,
+                        None => f64::NAN,
+                    },
+                    (None, None) => f64::NAN,
+                };
+                t.unseen.push(error);
+            }
+            self.state.trajectories += trials.work();
+            self.tell("judging on unseen noise")?;
+        }
+        judged[1..].sort_by(|a, b| a.unseen_mean().total_cmp(&b.unseen_mean()));
+        let seconds = self.state.seconds + self.started.elapsed().as_secs_f64();
+        let trajectories = self.work();
+        let chosen = &judged[0];
+        let plan = chosen.plan.clone().ok_or_else(|| Error::Invalid {
+            key: "the chosen plan".into(),
+            reason: "expected cells, found none".into(),
+        })?;
+        let kept: usize = (0..plan.modules()).map(|c| plan.keeps(c)).sum();
+        let settings = toml! {
+            target_mac_saving = (self.target())
+            mac_saving = (plan.mac_saving())
+            found_by = (format!("{} {}", chosen.family, chosen.label))
+            x0_mse_calibration = (chosen.error)
+            x0_mse_unseen = (chosen.unseen.clone())
+            calibration_images = (self.options.pool_images as i64)
+            unseen_images = (self.options.unseen_images as i64)
+            seed = (self.options.seed.to_string())
+            kept_outputs = (kept as i64)
+            kept_outputs_of_plain_reuse = (plan.modules() as i64)
+            seconds = (seconds)
+            learning_seconds = (self.state.learning_seconds)
+        };
+        Ok(Outcome {
+            plan: plan.named(PLANNER, settings),
+            judged,
+            seconds,
+            learning_seconds: self.state.learning_seconds,
+            trajectories,
+        })
+    }
+}
+
+/// How many of a family are tried on more than the screen's images.
+const OF_A_FAMILY: u32 = 3;
+/// How many plans are chosen from at the end.
+const FINALISTS: usize = 6;
+/// Latents in a batch of the training.
+const LEARN_BATCH: i64 = 8;

@@ -1,0 +1,304 @@
+//! How the error of x₀ would change if one cell were decided the other way, for all cells at once.
+//!
+//! A gate in every cell mixes forecast (0) and computed output (1). With e = x₀ − reference and J the derivative of x₀ by a gate, the error
+//! after moving the gate by δ is ‖e + δJ‖² up to the curvature of x₀. e·J comes from one backward pass, ‖J‖² from a few with random signs v,
+//! for the mean of (v·J)² is ‖J‖²; each image has gates of its own, and what they say is summed by the images' weights. Passes go backward call by call over stored latents and outputs, so memory holds the graph of one call.
+//! What a multistep sampler remembers is taken as given.
+
+use std::collections::HashMap;
+
+use fewstep_diffusion::random::{self, Use};
+use fewstep_diffusion::sampler::{Call, Denoiser, SamplerState};
+use fewstep_diffusion::{Guided, Result as DiffusionResult, Reuse, SubModule};
+use tch::{Kind, Tensor};
+
+use super::trial::Trials;
+use crate::history::{Forecast, Formula, History};
+use crate::policy::Decision;
+use crate::{CachePlan, Result, Setting};
+
+/// Change of the mean squared error of x₀ by flipping each cell, `[T][N]`, row 0 the last call; 0 in the first executed row.
+pub(super) type Changes = Vec<Vec<f64>>;
+
+/// Predicted changes for a plan; cells that it computes are taken to become forecasts of `order`. `probes` is the number of random passes.
+pub(super) fn changes(
+    setting: Setting<'_>,
+    trials: &mut Trials<'_>,
+    plan: &CachePlan,
+    order: u8,
+    probes: usize,
+) -> Result<Changes> {
+    let (steps, modules) = (plan.steps(), plan.modules());
+    let course = Course::run(setting, trials, plan)?;
+    let error = course.x[steps].f_sub(&trials.reference.f_to_device(course.x[steps].device())?)?;
+    let mut rng = random::generator(trials.seed, Use::Learning, &[41]);
+    let mut adjoints = vec![error.shallow_clone()];
+    for _ in 0..probes {
+        let signs = random::uniform(&mut rng, &error.size(), 1.)?.f_sign()?;
+        adjoints.push(signs.f_to_device(error.device())?);
+    }
+    let mut of_outputs: Vec<HashMap<(usize, u64), Tensor>> =
+        adjoints.iter().map(|_| HashMap::new()).collect();
+    let mut changes = vec![vec![0.; modules]; steps];
+    let count = error.numel() as f64 / trials.images() as f64;
+    let weights = trials
+        .weights
+        .f_to_device(error.device())?
+        .f_view([-1, 1, 1])?;
+    for index in (0..steps).rev() {
+        let call = setting.sampler.call(index);
+        let x = course.x[index].f_detach()?.f_set_requires_grad(true)?;
+        let histories = course.histories[index]
+            .iter()
+            .map(History::leaves)
+            .collect::<DiffusionResult<Vec<_>>>()?;
+        let mut probe = Probe {
+            plan,
+            order,
+            histories: &histories,
+            call,
+            images: x.size()[0],
+            gates: Vec::with_capacity(modules),
+            computed: Vec::new(),
+            moved: None,
+        };
+        let output = {
+            let (dit, guidance) = (setting.dit, setting.guidance());
+            Guided::new(dit, &trials.labels, guidance, &mut probe)?.denoise(&x, &call)?
+        };
+        let (mut noise, _) = trials.noise()?;
+        let mut state = course.states[index].shallow_clone();
+        let next = setting
+            .sampler
+            .step(&mut state, index, &x, &output, &mut noise)?;
+        let mut inputs = vec![x.shallow_clone()];
+        let mut keys = Vec::new();
+        for (module, history) in histories.iter().enumerate() {
+            for (timestep, output) in history.kept() {
+                keys.push((module, timestep.to_bits()));
+                inputs.push(output.shallow_clone());
+            }
+        }
+        inputs.extend(probe.gates.iter().map(|(_, gate)| gate.shallow_clone()));
+        for (k, (adjoint, of_outputs)) in adjoints.iter_mut().zip(&mut of_outputs).enumerate() {
+            let mut sum = next.f_mul(adjoint)?.f_sum(Kind::Float)?;
+            for (module, output) in &probe.computed {
+                if let Some(a) = of_outputs.remove(&(*module, call.timestep.to_bits())) {
+                    sum = sum.f_add(&output.f_mul(&a)?.f_sum(Kind::Float)?)?;
+                }
+            }
+            let found = Tensor::f_run_backward(&[&sum], &inputs, k < probes, false)?;
+            let mut found = found.into_iter();
+            if let Some(own) = found.next().filter(Tensor::defined) {
+                *adjoint = own;
+            }
+            for (key, gradient) in keys.iter().zip(&mut found) {
+                if gradient.defined() {
+                    let sum = match of_outputs.remove(key) {
+                        Some(earlier) => earlier.f_add(&gradient)?,
+                        None => gradient,
+                    };
+                    of_outputs.insert(*key, sum);
+                }
+            }
+            for ((module, _), gradient) in probe.gates.iter().zip(found) {
+                if !gradient.defined() {
+                    continue;
+                }
+                let change = &mut changes[call.row][*module];
+                match k {
+                    0 => {
+                        let along = gradient.f_mul(&weights)?.f_sum(Kind::Double)?;
+                        let along = along.f_double_value(&[])?;
+                        // To computed where it is reused, else the other way.
+                        let delta = if plan.reuses(call.row, *module) {
+                            1.
+                        } else {
+                            -1.
+                        };
+                        *change += 2. * delta * along / count;
+                    }
+                    _ => {
+                        let squares = gradient.f_square()?.f_mul(&weights)?.f_sum(Kind::Double)?;
+                        *change += squares.f_double_value(&[])? / (probes as f64 * count);
+                    }
+                }
+            }
+        }
+    }
+    trials.trajectories += 2. + 2. * (1. + probes as f64);
+    Ok(changes)
+}
+
+/// A trajectory under a plan: latents, outputs and the sampler's memory before each call, and the last latents.
+struct Course {
+    x: Vec<Tensor>,
+    histories: Vec<Vec<History>>,
+    states: Vec<SamplerState>,
+}
+
+impl Course {
+    fn run(setting: Setting<'_>, trials: &Trials<'_>, plan: &CachePlan) -> Result<Self> {
+        let _guard = tch::no_grad_guard();
+        let (mut noise, mut x) = trials.noise()?;
+        let mut recorder = Recorder {
+            plan,
+            histories: (0..plan.modules()).map(|_| History::default()).collect(),
+            call: setting.sampler.call(0),
+            samples: 0,
+        };
+        let mut course = Self {
+            x: vec![],
+            histories: vec![],
+            states: vec![],
+        };
+        let mut state = SamplerState::default();
+        for index in 0..plan.steps() {
+            course.x.push(x.shallow_clone());
+            course.histories.push(
+                recorder
+                    .histories
+                    .iter()
+                    .map(History::shallow_clone)
+                    .collect(),
+            );
+            course.states.push(state.shallow_clone());
+            let call = setting.sampler.call(index);
+            let (dit, guidance) = (setting.dit, setting.guidance());
+            let output =
+                Guided::new(dit, &trials.labels, guidance, &mut recorder)?.denoise(&x, &call)?;
+            x = setting
+                .sampler
+                .step(&mut state, index, &x, &output, &mut noise)?;
+        }
+        course.x.push(x);
+        Ok(course)
+    }
+}
+
+/// Does what the plan says; its histories can be looked at.
+struct Recorder<'a> {
+    plan: &'a CachePlan,
+    histories: Vec<History>,
+    call: Call,
+    samples: i64,
+}
+
+impl Reuse for Recorder<'_> {
+    fn begin(&mut self, call: &Call) {
+        self.call = *call;
+    }
+
+    fn batch(&mut self, samples: i64) {
+        self.samples = samples;
+    }
+
+    fn run(
+        &mut self,
+        module: SubModule,
+        compute: &mut dyn FnMut() -> DiffusionResult<Tensor>,
+    ) -> DiffusionResult<Tensor> {
+        let index = module.index();
+        if let Decision::Reuse(forecast) = self.plan.decision(self.call.row, index) {
+            let history = &self.histories[index];
+            if let Some(value) = history.value(&forecast, self.call.timestep, self.samples)? {
+                return Ok(value);
+            }
+        }
+        let output = compute()?;
+        self.histories[index].make_room(usize::from(crate::MAX_ORDER) + 1);
+        self.histories[index].push(self.call.timestep, output.shallow_clone());
+        Ok(output)
+    }
+}
+
+/// One call with gates in every cell that has a history.
+struct Probe<'a> {
+    plan: &'a CachePlan,
+    order: u8,
+    histories: &'a [History],
+    call: Call,
+    images: i64,
+    /// A gate for each image, `[images, 1, 1]`.
+    gates: Vec<(usize, Tensor)>,
+    computed: Vec<(usize, Tensor)>,
+    /// A gate that stands elsewhere, for tests.
+    moved: Option<(usize, f64)>,
+}
+
+impl Reuse for Probe<'_> {
+    fn run(
+        &mut self,
+        module: SubModule,
+        compute: &mut dyn FnMut() -> DiffusionResult<Tensor>,
+    ) -> DiffusionResult<Tensor> {
+        let index = module.index();
+        let output = compute()?;
+        let samples = output.size()[0];
+        let decision = self.plan.decision(self.call.row, index);
+        let forecast = match decision {
+            Decision::Reuse(forecast) => forecast,
+            Decision::Compute => Forecast::Order(self.order, Formula::Polynomial),
+        };
+        let value = self.histories[index].value(&forecast, self.call.timestep, samples)?;
+        let computed = decision == Decision::Compute || value.is_none();
+        let result = match value {
+            None => output,
+            Some(value) => {
+                let open = match self.moved {
+                    Some((module, open)) if module == index => open,
+                    _ => f64::from(u8::from(computed)),
+                };
+                let options = (Kind::Float, output.device());
+                let gate = Tensor::f_full([self.images, 1, 1], open, options)?
+                    .f_set_requires_grad(true)?;
+                let both = gate.f_repeat([samples / self.images, 1, 1])?;
+                self.gates.push((index, gate));
+                value.f_addcmul(&output.f_sub(&value)?, &both)?
+            }
+        };
+        if computed {
+            self.computed.push((index, result.shallow_clone()));
+        }
+        Ok(result)
+    }
+}
+
+/// The last latents when the gate of one cell stands at `open`.
+#[cfg(test)]
+pub(super) fn latents_with_gate(
+    setting: Setting<'_>,
+    trials: &Trials<'_>,
+    plan: &CachePlan,
+    order: u8,
+    (row, column): (usize, usize),
+    open: f64,
+) -> Result<Tensor> {
+    let _guard = tch::no_grad_guard();
+    let (mut noise, mut x) = trials.noise()?;
+    let mut histories: Vec<History> = (0..plan.modules()).map(|_| History::default()).collect();
+    let mut state = SamplerState::default();
+    for index in 0..plan.steps() {
+        let call = setting.sampler.call(index);
+        let mut probe = Probe {
+            plan,
+            order,
+            histories: &histories,
+            call,
+            images: x.size()[0],
+            gates: vec![],
+            computed: vec![],
+            moved: Some((column, open)).filter(|_| call.row == row),
+        };
+        let (dit, guidance) = (setting.dit, setting.guidance());
+        let output = Guided::new(dit, &trials.labels, guidance, &mut probe)?.denoise(&x, &call)?;
+        for (module, output) in probe.computed {
+            histories[module].make_room(usize::from(crate::MAX_ORDER) + 1);
+            histories[module].push(call.timestep, output);
+        }
+        x = setting
+            .sampler
+            .step(&mut state, index, &x, &output, &mut noise)?;
+    }
+    Ok(x)
+}
