@@ -336,6 +336,8 @@ const SAMPLES: u64 = 20;
 const CALIBRATION: u64 = 21;
 /// Images that thresholds are searched on: a mean distance over them is near that of any others.
 const CALIBRATED_ON: u64 = 32;
+/// What just suffices there may miss a call on other noise, whose distances differ by percents.
+const MARGIN: f64 = 1.03;
 
 fn mse(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(a.f_mse_loss(b, Mean)?.f_double_value(&[])?)
@@ -497,7 +499,7 @@ fn stacks(
                 Ok(run.decided.map_or(0., |d| d.mac_saving))
             })?;
             match threshold {
-                Some(threshold) => all.push(candidate(rule.clone().at(threshold), &at)),
+                Some(threshold) => all.push(candidate(rule.clone().at(MARGIN * threshold), &at)),
                 None => super::super::tell(&format!(
                     "{} at {at}is left out: no threshold saves as much",
                     rule.name()
