@@ -94,11 +94,14 @@ repeats = 1
 /// Summary and log without what a clock or the way of a run says.
 fn outcome(sandbox: &Sandbox) -> (Value, Vec<Value>) {
     let mut summary = timeless(&sandbox.summary());
-    for policy in summary["policies"].as_array_mut().into_iter().flatten() {
-        for key in ["latency_ms_per_image", "speedup"] {
-            policy[key] = Value::Null;
+    for list in ["policies", "matched_saving"] {
+        for policy in summary[list].as_array_mut().into_iter().flatten() {
+            for key in ["latency_ms_per_image", "speedup"] {
+                policy[key] = Value::Null;
+            }
         }
     }
+    summary["matched_latency"] = Value::Null;
     summary["sample_seconds"] = Value::Null;
     let events = sandbox.events();
     let events = events
@@ -266,4 +269,138 @@ fn what_is_wrong_with_a_config_is_said_with_its_line_before_anything_is_written(
         assert!(done.sentence().contains(expected), "{set}: {}", done.stderr);
     }
     assert!(!sandbox.tiny("summary.json").exists());
+}
+
+/// Rivals that look at the model, with thresholds given and searched, beside plans; nothing is learned.
+const COMPARE: &str = r#"name = "tiny"
+method = "harmonica"
+device = "cpu"
+threads = 1
+
+[model]
+checkpoint = "digits"
+
+[sampler]
+name = "ddim"
+steps = 6
+
+[guidance]
+scale = 1.5
+
+[evaluation]
+images = 4
+batch_size = 4
+mac_savings_percent = [30]
+intervals = [2]
+policies = [
+  { name = "taylorseer", interval = 2, order = 1 },
+  { name = "first-block" },
+  { name = "dual-block", back = 1, threshold = 1.0, warmup_steps = 2, order = 1 },
+  { name = "tea" },
+  { name = "delta", interval = 2, blocks = 6 },
+]
+repeats = 1
+"#;
+
+#[test]
+fn compare_puts_all_policies_beside_each_other_at_the_same_saving_and_time() {
+    let sandbox = Sandbox::with_config(COMPARE);
+    let config = sandbox.path("tiny.toml").display().to_string();
+    let done = sandbox.fewstep(&["compare", &config, "--quiet"]);
+    assert!(done.ok, "{}", done.stderr);
+    assert!(done.stdout.contains("At the same MAC saving"));
+    let summary = sandbox.summary();
+    let matched = summary["matched_saving"].as_array().unwrap();
+    let names: Vec<_> = matched
+        .iter()
+        .map(|r| r["name"].as_str().unwrap())
+        .collect();
+    for name in ["fewer-steps", "fora", "taylorseer", "delta"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let policies = summary["policies"].as_array().unwrap();
+    for name in ["first-block", "dual-block", "tea", "delta"] {
+        let found = policies.iter().find(|p| p["name"] == name);
+        let saved = found.map(|p| p["mac_saving_percent"].as_f64().unwrap());
+        assert!(saved.is_some_and(|s| s > 5.), "{name}: {saved:?}");
+    }
+    for row in matched {
+        assert!(row["mac_saving_percent"].as_f64().unwrap() >= 29., "{row}");
+        assert!(row["x0_mse_vs_uncached"].as_f64().unwrap() > 0., "{row}");
+    }
+    assert!(summary["matched_latency"].is_array());
+    // A searched threshold is written down.
+    let first = policies
+        .iter()
+        .find(|p| p["name"] == "first-block")
+        .unwrap();
+    assert!(first["rule"]["threshold"].as_f64().unwrap() > 0.);
+    let csv = std::fs::read_to_string(sandbox.tiny("table.csv")).unwrap();
+    assert_eq!(csv.lines().count(), policies.len() + 1, "{csv}");
+    for file in [
+        "matched-saving.md",
+        "matched-saving.csv",
+        "matched-latency.md",
+        "matched-latency.csv",
+    ] {
+        assert!(sandbox.tiny(file).exists(), "{file}");
+    }
+    assert!(sandbox.tiny("plots/speed-against-quality.png").exists());
+
+    let done = sandbox.fewstep(&[
+        "compare",
+        &config,
+        "--set",
+        "evaluation.mac_savings_percent=[]",
+    ]);
+    assert!(
+        done.sentence()
+            .contains("first-block: expected a threshold"),
+        "{}",
+        done.stderr
+    );
+    let done = sandbox.fewstep(&[
+        "compare",
+        &config,
+        "--routers-from",
+        "runs/absent",
+        "--force",
+    ]);
+    assert!(
+        done.sentence().contains("absent could not be read"),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
+fn compare_takes_the_routers_of_an_earlier_run() {
+    let sandbox = Sandbox::with_config(HARMONICA);
+    sandbox.succeed(&["--quiet"]);
+    let config = sandbox.path("tiny.toml").display().to_string();
+    let from = sandbox.tiny("").display().to_string();
+    let arguments = [
+        "compare",
+        &config,
+        "--routers-from",
+        &from,
+        "--quiet",
+        "--json",
+    ];
+    let own = sandbox.fewstep(&arguments);
+    assert!(
+        own.sentence().contains("give it another name"),
+        "{}",
+        own.stderr
+    );
+    let done = sandbox.fewstep(&[&arguments[..], &["--set", "name=again"]].concat());
+    assert!(done.ok, "{}", done.stderr);
+    let summary: Value = serde_json::from_str(&done.stdout).unwrap();
+    let told = |summary: &Value| -> Vec<Value> {
+        let all = summary["policies"].as_array().unwrap().iter();
+        let learned = all.filter(|p| p["name"] == "harmonica" || p["name"] == "l2c");
+        learned.map(|p| p["x0_mse_vs_uncached"].clone()).collect()
+    };
+    assert_eq!(told(&summary), told(&sandbox.summary()));
+    assert!(!told(&summary).is_empty());
 }

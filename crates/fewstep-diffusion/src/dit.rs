@@ -69,6 +69,25 @@ pub trait Reuse {
         let _ = samples;
     }
 
+    /// Called with the tokens `[N, tokens, width]` that enter `block`, and after the last block with those that leave it (`block` is
+    /// then the depth); not for a block that a jump leads to. `modulated` computes what the block's attention gets: layer norm and adaLN
+    /// modulation (after the last block, what the last layer gets).
+    ///
+    /// An answer `(b, tokens)` goes on at block `b`, this one or a later one, with these tokens, which are then the model's own. Without
+    /// gradients the tokens of all blocks but the first are written to later: whoever keeps them copies them.
+    ///
+    /// # Errors
+    /// Of `modulated`, or of what makes the answer.
+    fn enter(
+        &mut self,
+        block: usize,
+        tokens: &Tensor,
+        modulated: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Option<(usize, Tensor)>> {
+        let _ = (block, tokens, modulated);
+        Ok(None)
+    }
+
     /// # Errors
     /// Of `compute`, or of what takes its place.
     fn run(
@@ -463,25 +482,39 @@ impl Dit {
         let c = &self.config;
         let mut x = prepared.tokens.shallow_clone();
         reuse.batch(x.size()[0]);
-        for (index, m) in prepared.modules.iter().enumerate() {
-            let module = SubModule::at(index);
-            let block = &self.blocks[module.block];
-            let out = reuse.run(module, &mut || {
-                let eps = c.block_norm_eps(module.kind);
-                let modulated = ops::modulate(&x, &m.shift, &m.factor, eps)?;
-                match module.kind {
-                    SubModuleKind::Attention => block.attention(&modulated, c.heads),
-                    SubModuleKind::Mlp => block.mlp(&modulated),
-                }
-            })?;
-            // From the first sum on, nobody but this loop holds the tokens.
-            x = match index == 0 || ops::grad_enabled() {
-                true => x.f_addcmul(&m.gate, &out)?,
-                false => x.f_addcmul_(&m.gate, &out)?,
+        // From the first sum on, nobody but this loop holds the tokens.
+        let mut own = false;
+        let (mut index, depth) = (0, self.blocks.len());
+        loop {
+            let enters = index / 2;
+            let jump = reuse.enter(enters, &x, &mut || self.entering(prepared, enters, &x))?;
+            if let Some((block, tokens)) = jump {
+                (x, own) = (tokens, true);
+                index = 2 * block.clamp(enters, depth);
+            }
+            let Some(modules) = prepared.modules.get(index..index + 2) else {
+                break;
             };
+            for m in modules {
+                let module = SubModule::at(index);
+                let block = &self.blocks[module.block];
+                let out = reuse.run(module, &mut || {
+                    let eps = c.block_norm_eps(module.kind);
+                    let modulated = ops::modulate(&x, &m.shift, &m.factor, eps)?;
+                    match module.kind {
+                        SubModuleKind::Attention => block.attention(&modulated, c.heads),
+                        SubModuleKind::Mlp => block.mlp(&modulated),
+                    }
+                })?;
+                x = match !own || ops::grad_enabled() {
+                    true => x.f_addcmul(&m.gate, &out)?,
+                    false => x.f_addcmul_(&m.gate, &out)?,
+                };
+                own = true;
+                index += 1;
+            }
         }
-        let (shift, factor) = &prepared.last;
-        let x = ops::modulate(&x, shift, factor, embed::NORM_EPS)?;
+        let x = self.entering(prepared, depth, &x)?;
         let x = self.last.forward(&x, Activation::None)?;
         let (n, g, p) = (x.size()[0], c.input_size / c.patch, c.patch);
         let x = x.f_view([n, g, g, p, p, c.output_channels()])?;
@@ -490,6 +523,18 @@ impl Dit {
             x.f_reshape([n, c.output_channels(), c.input_size, c.input_size])?
                 .f_to_kind(Kind::Float)?,
         )
+    }
+
+    /// What the attention of `block` gets of these tokens; at the depth, what the last layer gets.
+    fn entering(&self, prepared: &Prepared, block: usize, x: &Tensor) -> Result<Tensor> {
+        let (shift, factor, eps) = match prepared.modules.get(2 * block) {
+            Some(m) => {
+                let eps = self.config.block_norm_eps(SubModuleKind::Attention);
+                (&m.shift, &m.factor, eps)
+            }
+            None => (&prepared.last.0, &prepared.last.1, embed::NORM_EPS),
+        };
+        Ok(ops::modulate(x, shift, factor, eps)?)
     }
 
     /// [`prepare`](Self::prepare) and [`run`](Self::run).

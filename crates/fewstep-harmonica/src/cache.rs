@@ -25,7 +25,7 @@ pub struct CacheCounts {
 }
 
 impl CacheCounts {
-    fn new(modules: usize) -> Self {
+    pub(crate) fn new(modules: usize) -> Self {
         Self {
             computed: vec![0; modules],
             reused: vec![0; modules],

@@ -1,7 +1,8 @@
 //! HarmoniCa (arXiv 2410.01723): a diffusion transformer learns which of its sub-modules to skip at which sampling step.
 //!
 //! A [`CachePlan`] says for every call of the model and every sub-module whether to compute it or to reuse its last output.
-//! [`policy`] makes plans, [`CachedReuse`] runs them, a [`Router`] is what a learned plan is read from.
+//! [`policy`] makes plans, [`CachedReuse`] runs them, a [`Router`] is what a learned plan is read from. A [`StackCache`] decides from what
+//! it sees in the model, and skips runs of whole blocks.
 //!
 //! ```
 //! use fewstep_diffusion::{Dit, DitConfig, Guidance};
@@ -27,6 +28,7 @@ mod plan;
 pub mod planner;
 pub mod policy;
 mod router;
+mod stack;
 #[cfg(test)]
 mod testing;
 
@@ -38,3 +40,4 @@ pub use learn::{LearnOptions, Setting, learn};
 pub use plan::{CachePlan, PlanDifference, PlanDifferences};
 pub use policy::{CachePolicy, Decision, Planned};
 pub use router::{LOGIT_LIMIT, Router, RouterInit, published};
+pub use stack::{StackCache, StackRule, ThresholdSearch};

@@ -26,6 +26,14 @@ pub const FORA: &str = "fora";
 pub const INTERVAL: &str = "interval";
 /// Every n-th call computed, and a forecast of the others (TaylorSeer, arXiv 2503.06923).
 pub const TAYLORSEER: &str = "taylorseer";
+/// All but the first block reused while that one's residual changes little (FBCache, ParaAttention).
+pub const FIRST_BLOCK: &str = "first-block";
+/// The same with any number of computed blocks in front and behind (DBCache, cache-dit).
+pub const DUAL_BLOCK: &str = "dual-block";
+/// All blocks reused while the modulated input has moved little in sum (TeaCache, arXiv 2411.19108).
+pub const TEA: &str = "tea";
+/// The deviation of rear blocks, later of front blocks, reused between every n-th calls (Δ-DiT, arXiv 2406.01125).
+pub const DELTA: &str = "delta";
 /// Cells drawn at random.
 pub const RANDOM: &str = "random";
 /// Learning-to-Cache (arXiv 2406.01733).

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use fewstep::commands::infer::{Infer, infer};
-use fewstep::commands::{bench, data, demo, evaluate, export, import, plan, router, run, sample};
+use fewstep::commands::{
+    bench, compare, data, demo, evaluate, export, import, plan, router, run, sample,
+};
 
 /// Networks that pay for time, paying less of it.
 #[derive(Parser)]
@@ -25,6 +27,8 @@ enum Command {
     Run(run::Options),
     /// Train an IIR-SNN down to one timestep on real digits and show what it won (2 minutes)
     Demo(demo::Options),
+    /// Compare cache policies at the same saving and at the same time
+    Compare(compare::Options),
     /// Sample images from a diffusion transformer, with or without a cache
     Sample(Box<sample::Options>),
     /// Find the cache plan for a saving or a latency; make, show and compare plans
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
     fewstep_torch::device::keep_memory();
     let result = match Cli::parse().command {
         Some(Command::Run(o)) => run::run(&o).map(done),
+        Some(Command::Compare(o)) => compare::compare(&o).map(done),
         Some(Command::Demo(o)) => demo::demo(&o).map(done),
         Some(Command::Sample(o)) => sample::sample(&o).map(done),
         Some(Command::Plan(c)) => plan::plan(&c),

@@ -94,6 +94,20 @@ pub fn markdown<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> Str
     lines.join("\n")
 }
 
+/// Any table as CSV (RFC 4180, lines end with a line feed).
+pub fn csv<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> String {
+    let cell = |text: &str| match text.contains([',', '"', '\n']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    };
+    let mut lines = vec![header.each_ref().map(|text| cell(text)).join(",")];
+    lines.extend(
+        rows.iter()
+            .map(|row| row.each_ref().map(|text| cell(text)).join(",")),
+    );
+    lines.join("\n") + "\n"
+}
+
 fn cells(row: &ReportRow) -> [String; 7] {
     let percent = |share: f64| format!("{:.2}", 100.0 * share);
     [
@@ -167,6 +181,15 @@ mod tests {
 +------------------+---+-----------+------------+------------+--------------+----------+
 ");
         assert!(table(&rows(), Style::Plain).is_ascii());
+    }
+
+    #[test]
+    fn csv_quotes_what_would_end_a_cell() {
+        let row = ["a, b".to_owned(), "say \"x\"".to_owned()];
+        assert_eq!(
+            csv(&["n", "m"], &[row]),
+            "n,m\n\"a, b\",\"say \"\"x\"\"\"\n"
+        );
     }
 
     #[test]

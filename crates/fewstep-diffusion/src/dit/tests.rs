@@ -133,3 +133,61 @@ fn a_sample_is_bitwise_the_same_whatever_the_batch() {
         }
     }
 }
+
+/// Jumps from block 0 with the tokens given, or writes down which entered each block.
+#[derive(Default)]
+struct Jumps {
+    to: Option<(usize, Tensor)>,
+    entered: Vec<Tensor>,
+    ran: Vec<usize>,
+}
+
+impl Reuse for Jumps {
+    fn enter(
+        &mut self,
+        block: usize,
+        tokens: &Tensor,
+        modulated: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Option<(usize, Tensor)>> {
+        assert_eq!(modulated()?.size(), tokens.size());
+        self.entered.resize_with(block, Tensor::new);
+        self.entered.push(tokens.copy());
+        Ok(self.to.take())
+    }
+
+    fn run(
+        &mut self,
+        module: SubModule,
+        compute: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.ran.push(module.index());
+        compute()
+    }
+}
+
+#[test]
+fn a_jump_goes_on_with_its_tokens_and_no_block_before_is_run() {
+    let dit = Dit::new(&small(), 0).unwrap();
+    let _guard = tch::no_grad_guard();
+    for (i, (_, mut t)) in dit.parameters().into_iter().enumerate() {
+        let mut rng = random::generator(7, Use::Weights, &[i as u64]);
+        t.copy_(&(random::normal(&mut rng, &t.size()).unwrap() * 0.2));
+    }
+    let x = random::normal(&mut random::generator(0, Use::Training, &[]), &[2, 4, 8, 8]).unwrap();
+    let (t, y) = (
+        Tensor::from_slice(&[3f32, 999.]),
+        Tensor::from_slice(&[3i64, 10]),
+    );
+    let mut whole = Jumps::default();
+    let expected = dit.forward(&x, &t, &y, &mut whole).unwrap();
+    assert_eq!(whole.ran, [0, 1, 2, 3]);
+    for block in 0..=2 {
+        let mut jumps = Jumps {
+            to: Some((block, whole.entered[block].copy())),
+            ..Jumps::default()
+        };
+        let found = dit.forward(&x, &t, &y, &mut jumps).unwrap();
+        assert_eq!(found, expected, "to block {block}");
+        assert_eq!(jumps.ran, [0, 1, 2, 3][2 * block..]);
+    }
+}

@@ -1,9 +1,10 @@
 //! `method = "harmonica"`: learns routers for a DiT and compares ways to skip its work.
 
 mod compare;
+mod matched;
 mod write;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use fewstep_datasets::Dataset;
@@ -40,6 +41,19 @@ pub(crate) fn follow(
     common: &Common,
     here: &Here,
 ) -> Result<()> {
+    follow_with(experiment, source, common, here, Vec::new(), false)
+}
+
+/// The same with routers that were learned before, beside those that it learns; `matched` prints as well how policies compare at the
+/// same saving and at the same time.
+pub(super) fn follow_with(
+    experiment: &HarmonicaExperiment,
+    source: &ConfigSource,
+    common: &Common,
+    here: &Here,
+    learned: Vec<(PathBuf, Named)>,
+    matched: bool,
+) -> Result<()> {
     let group = &here.group;
     here.same_config(experiment)?;
     let device = set_up(here.device(experiment.device), experiment.threads, source)?;
@@ -71,6 +85,10 @@ pub(crate) fn follow(
         Some(section) => Some(super::dit::open_data(section, experiment.seed)?),
         None => None,
     };
+    for (path, router) in &learned {
+        let made_for = router.learned.router.made_for();
+        made_for.check_fits(&conditions, &path.display().to_string())?;
+    }
     // What the comparison needs is found wanting now and not when all routers have been learned.
     compare::fixed_plans(experiment, &conditions)?;
     let classifier = match &experiment.evaluation.classifier {
@@ -136,14 +154,22 @@ pub(crate) fn follow(
             here.place(device)
         ));
     }
-    let routers = learn_all(
+    let mut routers = Vec::new();
+    for (path, router) in learned {
+        let from = json!({"router": router.name, "file": path.display().to_string()});
+        folder.event("router", from)?;
+        let own = folder.path(format!("router-{}.safetensors", router.name));
+        router.learned.router.save(&own)?;
+        routers.push(router);
+    }
+    routers.extend(learn_all(
         experiment,
         setting,
         images.as_ref(),
         &mut folder,
         group,
         mode,
-    )?;
+    )?);
     let judge = match (classifier, &pixels) {
         (Some(classifier), Some(pixels)) => {
             let rows = pixels.view().permuted_axes([0, 2, 3, 1]);
@@ -161,6 +187,9 @@ pub(crate) fn follow(
         device,
         group.world(),
     )?;
+    if matched && !common.json {
+        write::Matched::new(experiment, &compared).print()?;
+    }
     write::print(&folder, &compared, common.json)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use fewstep_diffusion::{BetaSchedule, Convention, Guidance, SamplerOptions};
+use fewstep_harmonica::StackRule;
 use fewstep_harmonica::learn::{LearnOptions, Training};
 use fewstep_torch::DeviceChoice;
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,7 @@ pub struct Evaluation {
     pub mac_savings_percent: Vec<f64>,
     /// Whole-step intervals of FORA.
     pub intervals: Vec<usize>,
-    /// More plans: tables written by hand or by an earlier run, or windowed intervals.
+    /// More policies: tables written by hand or by an earlier run, windowed intervals, and the rivals in docs/policies.md.
     pub policies: Vec<Policy>,
     /// A classifier whose features `fd` is measured on: a checkpoint of an IIR-SNN run's artificial network, or `digits`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,7 +95,7 @@ impl Default for Evaluation {
     }
 }
 
-/// A plan of the comparison.
+/// A policy of the comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Policy {
@@ -111,7 +112,154 @@ pub enum Policy {
         last: usize,
         /// The distance between computed steps.
         interval: usize,
+        /// Order of the forecast at the others; 0 is plain reuse.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        order: u8,
     },
+    /// Every `interval`-th step computed, and a forecast of the others.
+    #[serde(rename = "taylorseer")]
+    TaylorSeer {
+        /// The distance between computed steps.
+        interval: usize,
+        /// Order of the forecast.
+        order: u8,
+        /// The first steps, which are computed.
+        #[serde(default = "one")]
+        warm_up: usize,
+    },
+    /// All blocks but the first reused while its residual changes little. Without a threshold, it is searched for each of the savings, as
+    /// for `dual-block` and `tea`.
+    FirstBlock {
+        /// Relative distance.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        threshold: Option<f64>,
+        /// Order of the forecast of what is reused.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        order: u8,
+    },
+    /// The same with any number of computed blocks.
+    DualBlock {
+        /// Computed blocks in front.
+        #[serde(default = "one")]
+        front: usize,
+        /// Computed blocks behind.
+        #[serde(default)]
+        back: usize,
+        /// Relative distance.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        threshold: Option<f64>,
+        /// The first steps, which are computed.
+        #[serde(default)]
+        warmup_steps: usize,
+        /// The most reused steps in a row.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_continuous_cached_steps: Option<usize>,
+        /// Order of the forecast of what is reused.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        order: u8,
+    },
+    /// All blocks reused while the modulated input has moved little in sum.
+    Tea {
+        /// Sum of relative distances.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        threshold: Option<f64>,
+        /// Polynomial of a distance, highest power first.
+        #[serde(default = "identity")]
+        coefficients: Vec<f64>,
+        /// Order of the forecast of what is reused.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        order: u8,
+    },
+    /// Between every `interval`-th steps, the deviation of rear blocks, later of front blocks, reused.
+    Delta {
+        /// The distance between computed steps.
+        interval: usize,
+        /// Skipped blocks.
+        blocks: usize,
+        /// Share of the steps after which front blocks are skipped.
+        #[serde(default = "half")]
+        switch: f64,
+    },
+}
+
+impl Policy {
+    /// The rule of a policy that decides from what it sees; at threshold 0 where none is given.
+    pub fn rule(&self) -> Option<StackRule> {
+        let at = |threshold: &Option<f64>| threshold.unwrap_or(0.);
+        Some(match self {
+            Self::Table { .. } | Self::Interval { .. } | Self::TaylorSeer { .. } => return None,
+            Self::FirstBlock { threshold, order } => StackRule::FirstBlock {
+                threshold: at(threshold),
+                order: *order,
+            },
+            Self::DualBlock {
+                front,
+                back,
+                threshold,
+                warmup_steps,
+                max_continuous_cached_steps,
+                order,
+            } => StackRule::DualBlock {
+                front: *front,
+                back: *back,
+                threshold: at(threshold),
+                warmup_steps: *warmup_steps,
+                max_continuous_cached_steps: *max_continuous_cached_steps,
+                order: *order,
+            },
+            Self::Tea {
+                threshold,
+                coefficients,
+                order,
+            } => StackRule::Tea {
+                threshold: at(threshold),
+                coefficients: coefficients.clone(),
+                order: *order,
+            },
+            Self::Delta {
+                interval,
+                blocks,
+                switch,
+            } => StackRule::Delta {
+                interval: *interval,
+                blocks: *blocks,
+                switch: *switch,
+            },
+        })
+    }
+
+    /// Whether its threshold is to be searched.
+    pub fn lacks_threshold(&self) -> bool {
+        matches!(
+            self,
+            Self::FirstBlock {
+                threshold: None,
+                ..
+            } | Self::DualBlock {
+                threshold: None,
+                ..
+            } | Self::Tea {
+                threshold: None,
+                ..
+            }
+        )
+    }
+}
+
+fn is_zero(order: &u8) -> bool {
+    *order == 0
+}
+
+fn one() -> usize {
+    1
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+fn identity() -> Vec<f64> {
+    vec![1., 0.]
 }
 
 impl HarmonicaExperiment {
@@ -158,6 +306,19 @@ impl HarmonicaExperiment {
         if e.intervals.contains(&0) {
             let reason = "expected intervals of at least 1, found 0".to_owned();
             return Err(("evaluation.intervals".into(), reason));
+        }
+        for policy in &e.policies {
+            let Some(rule) = policy.rule() else {
+                continue;
+            };
+            let at = |reason| ("evaluation.policies".to_owned(), reason);
+            rule.validate(None)
+                .map_err(|(key, reason)| at(format!("{}: {key}: {reason}", rule.name())))?;
+            if policy.lacks_threshold() && e.mac_savings_percent.is_empty() {
+                let reason =
+                    "expected a threshold, or mac_savings_percent to search one for, found neither";
+                return Err(at(format!("{}: {reason}", rule.name())));
+            }
         }
         if e.classifier.is_some() && self.data.is_none() {
             let reason = "a classifier compares with images: expected a [data] table as well";

@@ -3,20 +3,26 @@
 use super::canvas::{BLUE, GREEN, GREY, INK, Marker, ORANGE, PURPLE, Rgb, SKY, VERMILION};
 
 /// Policies with a look of their own; others take what is left.
-const KNOWN: [(&str, Rgb, Marker); 6] = [
+const KNOWN: [(&str, Rgb, Marker); 12] = [
     ("none", INK, Marker::Disc),
     ("fewer-steps", ORANGE, Marker::Diamond),
     ("fora", GREEN, Marker::Triangle),
     ("random", GREY, Marker::Cross),
     ("l2c", BLUE, Marker::Square),
     ("harmonica", VERMILION, Marker::Disc),
+    ("interval", GREEN, Marker::Square),
+    ("taylorseer", BLUE, Marker::Triangle),
+    ("first-block", SKY, Marker::Disc),
+    ("dual-block", SKY, Marker::Square),
+    ("tea", PURPLE, Marker::Disc),
+    ("delta", PURPLE, Marker::Diamond),
 ];
 
 const OTHERS: [(Rgb, Marker); 4] = [
-    (PURPLE, Marker::Diamond),
-    (SKY, Marker::Disc),
     (PURPLE, Marker::Square),
     (SKY, Marker::Triangle),
+    (VERMILION, Marker::Square),
+    (SKY, Marker::Diamond),
 ];
 
 /// The families in the order of their first appearance, with their looks.

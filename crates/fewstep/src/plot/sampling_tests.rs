@@ -163,6 +163,26 @@ fn speed_against_quality_is_drawn_over_latency_and_over_macs() {
     crowded.points[3].mse = f64::NAN;
     crowded.points[4].speed = f64::INFINITY;
     check("tradeoff-crowded", speed_against_quality(&crowded));
+    let mut many = tradeoff(Speed::LatencyMs);
+    for family in [
+        "taylorseer",
+        "first-block",
+        "dual-block",
+        "tea",
+        "delta",
+        "interval",
+    ] {
+        for at in 0..4 {
+            let latency = 18. + 5. * f64::from(at);
+            many.points.push(TradeoffPoint {
+                family: family.to_owned(),
+                label: format!("every {at}"),
+                speed: latency,
+                mse: 2e-1 / (latency * latency) * (1. + family.len() as f64 / 9.),
+            });
+        }
+    }
+    check("tradeoff-many", speed_against_quality(&many));
     let mut lone = tradeoff(Speed::MacSavingPercent);
     lone.points.truncate(1);
     check("tradeoff-lone", speed_against_quality(&lone));

@@ -41,7 +41,7 @@ pub struct TradeoffPlot {
 }
 
 /// The error of x0 (logarithmic) over latency or MAC saving. Policies that no other one beats in both are joined by a
-/// line (the Pareto front). A policy without error, which has no place on a logarithmic axis, is a dashed line across.
+/// line (the Pareto front). Where there are too many to name, only those on the front are, with their family. A policy without error, which has no place on a logarithmic axis, is a dashed line across.
 ///
 /// # Errors
 /// No policy, or the picture cannot be made.
@@ -117,9 +117,9 @@ pub fn speed_against_quality(plot: &TradeoffPlot) -> Result<Vec<u8>, PlotError> 
             canvas.text(area.text_start(), &name, look)?;
             taken.push(area);
         }
-        let front: Vec<_> = front.into_iter().map(place).collect();
-        canvas.line(&front, FRONT, 3.0)?;
-        for ends in front.windows(2) {
+        let best: Vec<_> = front.iter().map(|point| place(point)).collect();
+        canvas.line(&best, FRONT, 3.0)?;
+        for ends in best.windows(2) {
             taken.extend(Area::along(ends[0], ends[1]));
         }
         let places: Vec<_> = shown.iter().map(|point| place(point)).collect();
@@ -130,11 +130,21 @@ pub fn speed_against_quality(plot: &TradeoffPlot) -> Result<Vec<u8>, PlotError> 
         }
         for (point, &at) in shown.iter().zip(&places) {
             let (colour, _) = look_of(&looks, &point.family);
-            name_point(canvas, &frame, &mut taken, &point.label, at, colour)?;
+            let name = match shown.len() > MOST_NAMED {
+                false => point.label.clone(),
+                true if front.iter().any(|best| std::ptr::eq(*best, *point)) => {
+                    format!("{} {}", point.family, point.label)
+                }
+                true => continue,
+            };
+            name_point(canvas, &frame, &mut taken, &name, at, colour)?;
         }
         Ok(())
     })
 }
+
+/// With more policies than this, names beside all of them would lie on each other.
+const MOST_NAMED: usize = 24;
 
 const FRONT: Rgb = plotters::style::RGBColor(190, 190, 190);
 

@@ -7,7 +7,10 @@ use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::sampler::{Call, Sampler};
 use fewstep_diffusion::{NoiseSchedule, Reuse, SamplerOptions};
 use fewstep_harmonica::learn::Training;
-use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, Setting, policy};
+use fewstep_harmonica::{
+    CachePlan, CachedReuse, Conditions, Formula, Planned, Setting, StackCache, StackRule,
+    ThresholdSearch, policy,
+};
 use fewstep_metrics::{FeatureStatistics, LatencySummary, frechet_distance};
 use fewstep_torch::seed;
 use ndarray::{Array4, ArrayView4};
@@ -26,7 +29,7 @@ const RANDOM_PLANS: u64 = 5;
 /// One line of the comparison.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Compared {
-    /// `none`, `fewer-steps`, `fora`, `interval`, `random`, `l2c`, `harmonica`, or `table`.
+    /// The policy's name (`fewstep_harmonica::policy`).
     pub(crate) name: String,
     /// What tells it from others of its name.
     pub(crate) label: String,
@@ -48,6 +51,10 @@ pub(crate) struct Compared {
     pub(crate) recognised_percent: Option<f64>,
     /// Mean squared error of the latents after each call against the uncached run; empty where the calls differ.
     pub(crate) error_per_step: Vec<f64>,
+    /// The threshold of a policy that decides from what it sees, with its other settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rule: Option<StackRule>,
+    /// Of a policy that decides from what it sees, what it did with the last batch.
     #[serde(skip)]
     pub(crate) plan: Option<CachePlan>,
     #[serde(skip)]
@@ -57,7 +64,26 @@ pub(crate) struct Compared {
 enum What {
     /// One plan, or several whose x0 errors are averaged.
     Plans(Vec<CachePlan>),
+    Stack(StackRule),
     Steps(SamplerOptions),
+}
+
+/// What answers the model while a batch is sampled.
+#[derive(Clone, Copy)]
+enum Cache<'a> {
+    None,
+    Plan(&'a CachePlan),
+    Stack(&'a StackRule),
+}
+
+impl What {
+    fn cache(&self) -> Cache<'_> {
+        match self {
+            Self::Plans(plans) => plans.first().map_or(Cache::None, Cache::Plan),
+            Self::Stack(rule) => Cache::Stack(rule),
+            Self::Steps(_) => Cache::None,
+        }
+    }
 }
 
 struct Candidate {
@@ -91,7 +117,7 @@ pub(super) fn compare(
     judge: Option<&Judge>,
     mode: ProgressMode,
 ) -> Result<Vec<Compared>> {
-    let candidates = candidates(experiment, setting, routers)?;
+    let candidates = candidates(experiment, setting, routers, mode)?;
     let classes = setting.dit.config().classes as usize;
     let labels = labels_in_turn(experiment.evaluation.images, classes);
     let mut bar = Progress::new(mode, "comparing", candidates.len() as u64);
@@ -108,13 +134,16 @@ pub(super) fn compare(
         let job = job(experiment, setting, sampler);
         let plans: Vec<&CachePlan> = match &candidate.what {
             What::Plans(plans) => plans.iter().collect(),
-            What::Steps(_) => vec![],
+            _ => vec![],
         };
-        let sampled = run(&job, &labels, plans.first().copied())?;
+        let sampled = run(&job, &labels, candidate.what.cache())?;
         let base = reference.as_ref().unwrap_or(&sampled);
         let mut x0_mse = mse(&sampled.latents, &base.latents)?;
         for plan in plans.iter().skip(1) {
-            x0_mse += mse(&run(&job, &labels, Some(plan))?.latents, &base.latents)?;
+            x0_mse += mse(
+                &run(&job, &labels, Cache::Plan(plan))?.latents,
+                &base.latents,
+            )?;
         }
         x0_mse /= plans.len().max(1) as f64;
         let error_per_step = match sampled.steps.len() == base.steps.len() {
@@ -126,7 +155,22 @@ pub(super) fn compare(
                 .collect::<Result<_>>()?,
             false => vec![],
         };
-        let plan = plans.first().copied().cloned();
+        let calls = sampler.timesteps().len();
+        let fewer = Conditions {
+            timesteps: sampler.timesteps().iter().rev().copied().collect(),
+            ..setting.conditions.clone()
+        };
+        let left_out = 1. - fewer.total_macs() as f64 / setting.conditions.total_macs() as f64;
+        let decided = sampled.decided.as_ref();
+        let plan = match decided {
+            Some(decided) => Some(decided.cache.as_plan(setting.conditions)?),
+            None => plans.first().copied().cloned(),
+        };
+        let saved = match (decided, &plan) {
+            (Some(decided), _) => (decided.utilisation, decided.mac_saving),
+            (None, Some(plan)) => (plan.utilisation(), plan.mac_saving()),
+            (None, None) => (0., left_out),
+        };
         let shape = setting.dit.config();
         let pixels = matches!(shape.channels, 1 | 3)
             .then(|| to_pixels(&sampled.latents))
@@ -138,24 +182,22 @@ pub(super) fn compare(
             fd = Some(frechet_distance(&features, &judge.reference)?);
             recognised_percent = Some(100. * right as f64 / labels.len() as f64);
         }
-        let calls = sampler.timesteps().len();
-        let fewer = Conditions {
-            timesteps: sampler.timesteps().iter().rev().copied().collect(),
-            ..setting.conditions.clone()
-        };
-        let left_out = 1. - fewer.total_macs() as f64 / setting.conditions.total_macs() as f64;
         all.push(Compared {
             name: candidate.name.clone(),
             label: candidate.label.clone(),
             calls,
-            cur_percent: 100. * plan.as_ref().map_or(0., CachePlan::utilisation),
-            mac_saving_percent: 100. * plan.as_ref().map_or(left_out, CachePlan::mac_saving),
+            cur_percent: 100. * saved.0,
+            mac_saving_percent: 100. * saved.1,
             latency_ms_per_image: f64::NAN,
             speedup: f64::NAN,
             x0_mse_vs_uncached: x0_mse,
             fd,
             recognised_percent,
             error_per_step,
+            rule: match &candidate.what {
+                What::Stack(rule) => Some(rule.clone()),
+                _ => None,
+            },
             plan,
             pixels,
         });
@@ -169,7 +211,14 @@ pub(super) fn compare(
         );
     }
     bar.finish("timing");
-    time(experiment, setting, &labels, &samplers, &mut all)?;
+    time(
+        experiment,
+        setting,
+        &labels,
+        &candidates,
+        &samplers,
+        &mut all,
+    )?;
     Ok(all)
 }
 
@@ -178,17 +227,18 @@ fn time(
     experiment: &HarmonicaExperiment,
     setting: Setting<'_>,
     labels: &[i64],
+    candidates: &[Candidate],
     samplers: &[Option<Box<dyn Sampler>>],
     all: &mut [Compared],
 ) -> Result<()> {
     let n = labels.len().min(experiment.evaluation.batch_size as usize);
     let mut times = vec![Vec::new(); all.len()];
     for _ in 0..experiment.evaluation.repeats {
-        for (i, compared) in all.iter().enumerate() {
+        for (i, candidate) in candidates.iter().enumerate() {
             let sampler = samplers[i].as_deref().unwrap_or(setting.sampler);
             let job = job(experiment, setting, sampler);
             let started = Instant::now();
-            run(&job, &labels[..n], compared.plan.as_ref())?;
+            run(&job, &labels[..n], candidate.what.cache())?;
             times[i].push(1e3 * started.elapsed().as_secs_f64() / n as f64);
         }
     }
@@ -206,11 +256,26 @@ fn time(
 struct Run {
     latents: Tensor,
     steps: Vec<Tensor>,
+    decided: Option<Decided>,
 }
 
-/// Samples with a plan, or without cache; forgets everything between batches.
-fn run(job: &Job<'_>, labels: &[i64], plan: Option<&CachePlan>) -> Result<Run> {
+/// What a cache that decides from what it sees did.
+struct Decided {
+    utilisation: f64,
+    mac_saving: f64,
+    /// After the last batch.
+    cache: StackCache,
+}
+
+/// Samples with a cache or without; forgets everything between batches.
+fn run(job: &Job<'_>, labels: &[i64], cache: Cache<'_>) -> Result<Run> {
     let (mut latents, mut steps) = (Vec::new(), Vec::new());
+    let (mut reused, mut cells, mut skipped, mut macs) = (0, 0, 0, 0);
+    let shape = job.dit.config();
+    let mut stack = match cache {
+        Cache::Stack(rule) => Some(StackCache::new(rule.clone(), shape)?),
+        _ => None,
+    };
     for (batch, labels) in labels.chunks(job.batch_size).enumerate() {
         let watch = &mut |_: &Call, x: &Tensor| {
             if batch == 0 {
@@ -219,17 +284,34 @@ fn run(job: &Job<'_>, labels: &[i64], plan: Option<&CachePlan>) -> Result<Run> {
             Ok(())
         };
         let mut compute_all = ComputeAll;
-        let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), job.dit.config()));
-        let reuse: &mut dyn Reuse = match &mut cached {
-            Some(cached) => cached,
-            None => &mut compute_all,
+        let mut cached = match cache {
+            Cache::Plan(plan) => Some(CachedReuse::new(Planned(plan), shape)),
+            _ => None,
+        };
+        let reuse: &mut dyn Reuse = match (&mut cached, &mut stack) {
+            (Some(cached), _) => cached,
+            (_, Some(stack)) => stack,
+            _ => &mut compute_all,
         };
         let first = (batch * job.batch_size) as u64;
         latents.push(job.batch(first, labels, reuse, watch)?);
+        if let Some(stack) = &stack {
+            let counts = stack.counts();
+            let (r, c): (u64, u64) = (counts.reused.iter().sum(), counts.computed.iter().sum());
+            reused += r * labels.len() as u64;
+            cells += (r + c) * labels.len() as u64;
+            skipped += counts.skipped_macs;
+            macs += counts.macs;
+        }
     }
     Ok(Run {
         latents: Tensor::f_cat(&latents, 0)?,
         steps,
+        decided: stack.map(|cache| Decided {
+            utilisation: reused as f64 / cells.max(1) as f64,
+            mac_saving: skipped as f64 / (skipped + macs).max(1) as f64,
+            cache,
+        }),
     })
 }
 
@@ -250,6 +332,12 @@ fn job<'a>(
 
 /// The noise that policies are judged on; no router has learned from it.
 const SAMPLES: u64 = 20;
+/// The noise that thresholds are searched on.
+const CALIBRATION: u64 = 21;
+/// Images that thresholds are searched on: a mean distance over them is near that of any others.
+const CALIBRATED_ON: u64 = 32;
+/// What just suffices there may miss a call on other noise, whose distances differ by percents.
+const MARGIN: f64 = 1.03;
 
 fn mse(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(a.f_mse_loss(b, Mean)?.f_double_value(&[])?)
@@ -260,6 +348,7 @@ fn candidates(
     experiment: &HarmonicaExperiment,
     setting: Setting<'_>,
     routers: &[Named],
+    mode: ProgressMode,
 ) -> Result<Vec<Candidate>> {
     let (conditions, e) = (setting.conditions, &experiment.evaluation);
     let mut all = vec![Candidate {
@@ -326,22 +415,26 @@ fn candidates(
                 what: What::Plans(plans),
             });
         }
-        // At least as much work as the plan that it is compared with.
-        let steps = (experiment.sampler.steps as f64 * (1. - saving)).ceil() as usize;
-        let options = SamplerOptions {
-            steps,
-            ..experiment.sampler.clone()
-        };
-        let label = format!("{steps}");
-        let seen = all
-            .iter()
-            .any(|c| c.name == policy::FEWER_STEPS && c.label == label);
-        if options.validate().is_ok() && !seen {
-            all.push(Candidate {
-                name: policy::FEWER_STEPS.into(),
-                label,
-                what: What::Steps(options),
-            });
+        // At least as much work as the plan that it is compared with; and where that is more by a point, at most as much.
+        let exact = experiment.sampler.steps as f64 * (1. - saving);
+        let most = (exact + 0.01 * experiment.sampler.steps as f64).floor();
+        let more = asked.contains(&saving).then_some(most);
+        for steps in [Some(exact.ceil()), more].into_iter().flatten() {
+            let options = SamplerOptions {
+                steps: steps as usize,
+                ..experiment.sampler.clone()
+            };
+            let label = format!("{steps}");
+            let seen = all
+                .iter()
+                .any(|c| c.name == policy::FEWER_STEPS && c.label == label);
+            if options.validate().is_ok() && !seen {
+                all.push(Candidate {
+                    name: policy::FEWER_STEPS.into(),
+                    label,
+                    what: What::Steps(options),
+                });
+            }
         }
     }
     for &interval in &e.intervals {
@@ -358,7 +451,110 @@ fn candidates(
             what: What::Plans(vec![plan]),
         });
     }
+    all.extend(stacks(experiment, setting, &asked, mode)?);
     Ok(all)
+}
+
+/// The policies that decide from what they see, at their thresholds or at those that save what is asked.
+fn stacks(
+    experiment: &HarmonicaExperiment,
+    setting: Setting<'_>,
+    asked: &[f64],
+    mode: ProgressMode,
+) -> Result<Vec<Candidate>> {
+    let e = &experiment.evaluation;
+    let job = Job {
+        seed: seed::derive(experiment.seed, &[CALIBRATION]),
+        ..job(experiment, setting, setting.sampler)
+    };
+    let images = CALIBRATED_ON.min(e.batch_size);
+    let labels = labels_in_turn(images, setting.dit.config().classes as usize);
+    let mut asked = asked.to_vec();
+    asked.sort_by(f64::total_cmp);
+    let lacking = e.policies.iter().filter(|p| p.lacks_threshold()).count();
+    let mut bar =
+        (lacking > 0).then(|| Progress::new(mode, "thresholds", (lacking * asked.len()) as u64));
+    let mut found = 0;
+    let mut all = Vec::new();
+    for policy in &e.policies {
+        let Some(rule) = policy.rule() else {
+            continue;
+        };
+        let candidate = |rule: StackRule, before: &str| Candidate {
+            name: rule.name().into(),
+            label: format!("{before}{}", stack_label(&rule)),
+            what: What::Stack(rule),
+        };
+        if !policy.lacks_threshold() {
+            all.push(candidate(rule, ""));
+            continue;
+        }
+        let mut search = ThresholdSearch::new();
+        for &saving in &asked {
+            let at = format!("{:.0} %: ", 100. * saving);
+            // A point less is as good as the same.
+            let threshold = search.find(saving - 0.01, &mut |threshold| -> Result<f64> {
+                let rule = rule.clone().at(threshold);
+                let run = run(&job, &labels, Cache::Stack(&rule))?;
+                Ok(run.decided.map_or(0., |d| d.mac_saving))
+            })?;
+            match threshold {
+                Some(threshold) => all.push(candidate(rule.clone().at(MARGIN * threshold), &at)),
+                None => super::super::tell(&format!(
+                    "{} at {at}is left out: no threshold saves as much",
+                    rule.name()
+                )),
+            }
+            found += 1;
+            if let Some(bar) = &mut bar {
+                bar.set(found, rule.name());
+            }
+        }
+    }
+    if let Some(bar) = bar {
+        bar.finish("found");
+    }
+    Ok(all)
+}
+
+/// In cache-dit's way: F2B1 are two computed blocks in front and one behind, O1 is a forecast of order 1, W4 four computed steps at first,
+/// MC3 at most three reused in a row.
+fn stack_label(rule: &StackRule) -> String {
+    let mut words = Vec::new();
+    let threshold = match rule {
+        StackRule::FirstBlock { threshold, .. } | StackRule::Tea { threshold, .. } => threshold,
+        StackRule::DualBlock {
+            front,
+            back,
+            threshold,
+            warmup_steps,
+            max_continuous_cached_steps,
+            ..
+        } => {
+            words.push(format!("F{front}B{back}"));
+            if *warmup_steps > 0 {
+                words.push(format!("W{warmup_steps}"));
+            }
+            words.extend(max_continuous_cached_steps.map(|most| format!("MC{most}")));
+            threshold
+        }
+        StackRule::Delta {
+            interval,
+            blocks,
+            switch,
+        } => {
+            let mut label = format!("every {interval}, {blocks} blocks");
+            if *switch != 0.5 {
+                label += &format!(", switch {switch}");
+            }
+            return label;
+        }
+    };
+    if rule.order() > 0 {
+        words.push(format!("O{}", rule.order()));
+    }
+    words.push(format!("d < {threshold:.3}"));
+    words.join(" ")
 }
 
 /// The plans that the config lists one by one.
@@ -368,6 +564,11 @@ pub(super) fn fixed_plans(
 ) -> Result<Vec<(&'static str, String, CachePlan)>> {
     let mut all = Vec::new();
     for other in &experiment.evaluation.policies {
+        if let Some(rule) = other.rule() {
+            // Fits the model, or says why not.
+            StackCache::new(rule, &conditions.shape)?;
+            continue;
+        }
         all.push(match other {
             Policy::Table { path } => (
                 policy::TABLE,
@@ -381,11 +582,32 @@ pub(super) fn fixed_plans(
                 first,
                 last,
                 interval,
+                order,
             } => (
                 policy::INTERVAL,
-                format!("every {interval} in {first}-{last}"),
-                policy::interval(conditions, *first, *last, *interval)?,
+                match order {
+                    0 => format!("every {interval} in {first}-{last}"),
+                    _ => format!("every {interval} in {first}-{last} O{order}"),
+                },
+                policy::interval(conditions, *first, *last, *interval)?
+                    .with_orders(Formula::Polynomial, |_, _| *order)?,
             ),
+            Policy::TaylorSeer {
+                interval,
+                order,
+                warm_up,
+            } => (
+                policy::TAYLORSEER,
+                match warm_up {
+                    1 => format!("every {interval} O{order}"),
+                    _ => format!("every {interval} O{order} W{warm_up}"),
+                },
+                policy::taylorseer(conditions, *interval, *order, *warm_up)?,
+            ),
+            Policy::FirstBlock { .. }
+            | Policy::DualBlock { .. }
+            | Policy::Tea { .. }
+            | Policy::Delta { .. } => continue,
         });
     }
     Ok(all)

@@ -2,12 +2,14 @@
 
 use anyhow::Result;
 use fewstep_harmonica::{CachePlan, Router, Setting};
+use fewstep_torch::checkpoint::write_atomically;
 use fewstep_torch::device;
 use serde_json::json;
 use tch::Device;
 
 use super::Named;
 use super::compare::Compared;
+use super::matched::{self, AtLatency, AtSaving};
 use crate::experiment::HarmonicaExperiment;
 use crate::plot::{self, PlanCells};
 use crate::report::{self, Style};
@@ -55,6 +57,12 @@ pub(super) fn write(
     }
     pictures(folder, all)?;
     folder.write_table(&report::markdown(&HEADER, &rows(all)))?;
+    write_atomically(
+        &folder.path("table.csv"),
+        report::csv(&HEADER, &rows(all)).as_bytes(),
+    )?;
+    let matched = Matched::new(experiment, all);
+    matched.write(folder)?;
     let router = routers
         .iter()
         .find(|r| r.name == "harmonica")
@@ -86,6 +94,8 @@ pub(super) fn write(
         "batch_size": experiment.evaluation.batch_size,
         "classifier": experiment.evaluation.classifier,
         "policies": all,
+        "matched_saving": matched.savings,
+        "matched_latency": matched.latencies,
         "router": router.map(told),
         "routers": routers.iter().map(told).collect::<Vec<_>>(),
         "seed": experiment.seed,
@@ -96,6 +106,74 @@ pub(super) fn write(
         "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION},
     }))?;
     Ok(())
+}
+
+/// The policies beside each other at the same saving and at the same time.
+pub(super) struct Matched {
+    savings: Vec<AtSaving>,
+    latencies: Vec<AtLatency>,
+}
+
+impl Matched {
+    pub(super) fn new(experiment: &HarmonicaExperiment, all: &[Compared]) -> Self {
+        let mut asked = experiment.evaluation.mac_savings_percent.clone();
+        asked.retain(|saving| *saving > 0.);
+        asked.sort_by(f64::total_cmp);
+        Self {
+            savings: matched::at_savings(all, &asked),
+            latencies: matched::at_latencies(all, &asked),
+        }
+    }
+
+    /// Nothing where no saving was asked for.
+    fn write(&self, folder: &RunFolder) -> Result<()> {
+        if self.savings.is_empty() {
+            return Ok(());
+        }
+        let files = [
+            (
+                "matched-saving",
+                report::markdown(&AtSaving::HEADER, &self.saving_rows()),
+                report::csv(&AtSaving::HEADER, &self.saving_rows()),
+            ),
+            (
+                "matched-latency",
+                report::markdown(&AtLatency::HEADER, &self.latency_rows()),
+                report::csv(&AtLatency::HEADER, &self.latency_rows()),
+            ),
+        ];
+        for (name, markdown, csv) in files {
+            let markdown = format!("{markdown}\n");
+            write_atomically(&folder.path(format!("{name}.md")), markdown.as_bytes())?;
+            write_atomically(&folder.path(format!("{name}.csv")), csv.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn saving_rows(&self) -> Vec<[String; 8]> {
+        self.savings.iter().map(AtSaving::row).collect()
+    }
+
+    fn latency_rows(&self) -> Vec<[String; 5]> {
+        self.latencies.iter().map(AtLatency::row).collect()
+    }
+
+    /// Both tables as text.
+    pub(super) fn print(&self) -> Result<()> {
+        if self.savings.is_empty() {
+            return Ok(());
+        }
+        let style = Style::detect();
+        super::super::print("At the same MAC saving, nearest to the uncached run first:")?;
+        let table = report::text(&AtSaving::HEADER, &self.saving_rows(), style);
+        super::super::print(&table)?;
+        super::super::print("At the same time:")?;
+        super::super::print(&report::text(
+            &AtLatency::HEADER,
+            &self.latency_rows(),
+            style,
+        ))
+    }
 }
 
 /// Prints the table and where the rest is, or the summary.
@@ -229,6 +307,10 @@ fn curves(folder: &mut RunFolder, router: &str) -> Result<()> {
             ("mac_saving_percent", Some(last)) => last.mac_saving = value / 100.,
             _ => {}
         }
+    }
+    if points.is_empty() {
+        // Learned by another run.
+        return Ok(());
     }
     let picture = plot::learning(&plot::LearningPlot {
         title: format!("{}: learning {router}", folder.name()),
