@@ -107,6 +107,12 @@ impl Conditions {
         self.passes(row) * self.shape.macs().total()
     }
 
+    /// Whether nothing can be reused in the call of this row: the first executed one, and one where guidance begins, whose second half has no
+    /// output yet.
+    pub fn must_compute(&self, row: usize) -> bool {
+        row + 1 >= self.steps() || self.passes(row) > self.passes(row + 1)
+    }
+
     fn passes(&self, row: usize) -> u64 {
         1 + u64::from(self.guidance.applies(self.timesteps[row]))
     }
@@ -215,6 +221,8 @@ mod tests {
         c.guidance.interval = Some([500., 900.]);
         assert_eq!(c.total_macs(), 5 * macs.total());
         assert_eq!(c.macs(2, 0), 2 * macs.attention);
+        let computed: Vec<bool> = (0..4).map(|row| c.must_compute(row)).collect();
+        assert_eq!(computed, [false, false, true, true]);
         assert_eq!(c.macs(3, 1), macs.mlp);
     }
 }

@@ -363,6 +363,16 @@ pub fn learn(
         let _ = p.f_set_requires_grad(false)?;
     }
     let mut learner = Learner::new(setting, options, seed, group)?;
+    if let Some(target) = options.target_mac_saving {
+        let rows =
+            vec![vec![-LOGIT_LIMIT; setting.conditions.modules()]; setting.conditions.steps()];
+        let nothing = Router::from_logits(setting.conditions, options.threshold, rows)?;
+        let most = learner.plan_of(&nothing)?.mac_saving();
+        if target > most {
+            let expected = format!("at most {most:.4}, which reuse of everything saves");
+            return Err(Error::option("target_mac_saving", expected, target));
+        }
+    }
     let path = folder.join(CHECKPOINT);
     learner.resume(&path)?;
     let reference = job::Reference::new(&learner)?;
@@ -566,9 +576,13 @@ impl<'a> Learner<'a> {
 
     /// What a sampling with the router so far would reuse.
     fn plan(&self) -> Result<CachePlan> {
+        self.plan_of(&self.router()?)
+    }
+
+    fn plan_of(&self, router: &Router) -> Result<CachePlan> {
         match self.options.training {
-            Training::Sdt => policy::harmonica(&self.router()?, self.options.threshold),
-            Training::L2c => policy::l2c(&self.router()?, self.options.threshold),
+            Training::Sdt => policy::harmonica(router, self.options.threshold),
+            Training::L2c => policy::l2c(router, self.options.threshold),
         }
     }
 

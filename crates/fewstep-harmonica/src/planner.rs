@@ -25,6 +25,7 @@ use crate::learn::{self, ErrorOn, LearnOptions, Mix, Penalty, Proxy};
 use crate::{CachePlan, Error, Formula, MAX_ORDER, Result, RouterInit, Setting, policy};
 use pattern::Pattern;
 use state::State;
+pub use state::{forget, target_of};
 use trial::{Trials, finite};
 
 /// Name of the policy in the plans it makes.
@@ -37,8 +38,10 @@ pub struct PlannerOptions {
     /// Share of MACs to save, above 0 and below 1. The plan saves at least as much, by at most [`TOLERANCE`] more.
     pub target_mac_saving: f64,
     /// Images of calibration noise. A few images of a model err far more than all others, so means over few images say little: what
-    /// follows is picked from these by how much they err under simple plans, and the last few plans are chosen on all of them.
+    /// follows is picked from these by how much they err under simple plans.
     pub pool_images: u64,
+    /// Images of the pool that the last few plans are chosen on.
+    pub choose_images: u64,
     /// Images of the pool that plans are tried and fitted on, and cells are moved on.
     pub images: u64,
     /// Images of the pool that most patterns are tried on, enough to tell bad from good.
@@ -65,12 +68,13 @@ impl Default for PlannerOptions {
     fn default() -> Self {
         Self {
             target_mac_saving: 0.4,
-            pool_images: 256,
+            pool_images: 768,
+            choose_images: 128,
             images: 32,
             screen_images: 12,
             unseen_images: 128,
             unseen_seeds: 3,
-            max_order: 2,
+            max_order: 3,
             search_trials: 60,
             cell_rounds: 8,
             probes: 2,
@@ -97,13 +101,15 @@ impl PlannerOptions {
         )?;
         for (key, value) in [
             ("pool_images", self.pool_images),
+            ("choose_images", self.choose_images),
             ("images", self.images),
             ("screen_images", self.screen_images),
             ("unseen_images", self.unseen_images),
             ("unseen_seeds", self.unseen_seeds),
             ("probes", self.probes as u64),
         ] {
-            expect(value > 0, key, "at least 1", &value)?;
+            let fits = (1..=MOST).contains(&value);
+            expect(fits, key, &format!("1 to {MOST}"), &value)?;
         }
         let orders = format!("0 to {MAX_ORDER}");
         expect(
@@ -124,7 +130,7 @@ pub struct Tried {
     pub label: String,
     /// Share of MACs that it saves.
     pub mac_saving: f64,
-    /// Mean squared error of x₀ on `images` images of calibration noise.
+    /// Mean squared error of x₀ on calibration noise: while searching on `images` images, in an outcome on `choose_images`.
     pub error: f64,
     /// The same on unseen noise, for each seed; empty where it was not judged.
     pub unseen: Vec<f64>,
@@ -165,9 +171,9 @@ pub struct PlanningEvent<'a> {
 pub struct Outcome {
     /// The chosen plan, with its provenance in the settings.
     pub plan: CachePlan,
-    /// The chosen one first, then the best of each known family that saves as much, by rising error on unseen noise.
+    /// The chosen one first, then the best of each known family that saves as much or more, by rising error on unseen noise.
     pub judged: Vec<Tried>,
-    /// Seconds of all planning, interrupted parts included.
+    /// Seconds of all planning; of parts that were interrupted, the stages that were finished.
     pub seconds: f64,
     /// Of them, those spent on Step-wise Denoising Training.
     pub learning_seconds: f64,
@@ -199,6 +205,12 @@ pub fn plan(
         reason,
     })?;
     let conditions = setting.conditions;
+    let timesteps = setting.sampler.timesteps();
+    if let Some(t) = (1..timesteps.len()).find(|&i| timesteps[..i].contains(&timesteps[i])) {
+        let expected = "one that calls the model once at a timestep";
+        let found = format!("two calls at {}", timesteps[t]);
+        return Err(Error::option("the sampler", expected, found));
+    }
     let everything = pattern::plan(conditions, &first_only(conditions.steps()))?;
     if options.target_mac_saving > everything.mac_saving() {
         let expected = format!(
@@ -226,9 +238,9 @@ pub fn plan(
         options,
         rivals,
         folder,
-        screen: pool.stratified(&errors, options.screen_images)?,
-        trials: pool.stratified(&errors, options.images)?,
-        pool,
+        screen: pool.stratified(&errors, options.screen_images, 0)?,
+        trials: pool.stratified(&errors, options.images, 0)?,
+        choose: pool.stratified(&errors, options.choose_images, 1)?,
         state,
         started: Instant::now(),
         observe,
@@ -271,7 +283,7 @@ struct Planner<'a> {
     options: &'a PlannerOptions,
     rivals: &'a Rivals<'a>,
     folder: &'a Path,
-    pool: Trials<'a>,
+    choose: Trials<'a>,
     screen: Trials<'a>,
     trials: Trials<'a>,
     state: State,
@@ -287,8 +299,8 @@ impl Planner<'_> {
     /// A cell of a model of few blocks can be more than the tolerance.
     fn tolerance(&self) -> f64 {
         let c = self.setting.conditions;
-        let macs = c.shape.macs();
-        let cell = 2. * macs.attention.max(macs.mlp) as f64 / c.total_macs() as f64;
+        let rows = (0..c.steps()).flat_map(|row| [c.macs(row, 0), c.macs(row, 1)]);
+        let cell = rows.max().unwrap_or(0) as f64 / c.total_macs() as f64;
         TOLERANCE.max(cell)
     }
 
@@ -315,7 +327,7 @@ impl Planner<'_> {
     }
 
     fn work(&self) -> f64 {
-        self.state.trajectories + self.pool.work() + self.screen.work() + self.trials.work()
+        self.state.trajectories + self.choose.work() + self.screen.work() + self.trials.work()
     }
 
     /// Work of all stages, roughly.
@@ -327,7 +339,7 @@ impl Planner<'_> {
         let patterns = 3. * f64::from(o.search_trials) * screen + 8. * images;
         let cells = (f64::from(o.cell_rounds) / 2. + 2.) * (4. + 2. * o.probes as f64) * images;
         let learning = 5. * f64::from(o.learn_trajectories) * LEARN_BATCH as f64 + images;
-        let choosing = ((FINALISTS + 3) as f64 * left + 1.) * o.pool_images as f64;
+        let choosing = (FINALISTS + 20) as f64 * left * o.choose_images as f64;
         let judging = (7. * left + 2.) * (o.unseen_images * o.unseen_seeds) as f64;
         known + patterns + cells + learning + choosing + judging
     }
@@ -358,7 +370,7 @@ impl Planner<'_> {
     fn done(&mut self, stage: &str) -> Result<()> {
         self.state.done.push(stage.into());
         self.state.trajectories = self.work();
-        self.pool.trajectories = 0.;
+        self.choose.trajectories = 0.;
         self.screen.trajectories = 0.;
         self.trials.trajectories = 0.;
         self.state.seconds += self.started.elapsed().as_secs_f64();
@@ -381,12 +393,19 @@ impl Planner<'_> {
             let plan = policy::fora(conditions, interval)?;
             if enough(&plan) {
                 all.push((policy::FORA.into(), format!("every {interval}"), plan));
+                break;
+            }
+        }
+        for warm_up in [1, 3].into_iter().filter(|w| *w < steps) {
+            for interval in 2..=steps {
+                let plan = policy::taylorseer(conditions, interval, 0, warm_up)?;
+                if !enough(&plan) {
+                    continue;
+                }
                 for order in 1..=MAX_ORDER {
-                    for warm_up in [1, 3].into_iter().filter(|w| *w < steps) {
-                        let plan = policy::taylorseer(conditions, interval, order, warm_up)?;
-                        let label = format!("every {interval}, order {order}, first {warm_up}");
-                        all.push((policy::TAYLORSEER.into(), label, plan));
-                    }
+                    let plan = policy::taylorseer(conditions, interval, order, warm_up)?;
+                    let label = format!("every {interval}, order {order}, first {warm_up}");
+                    all.push((policy::TAYLORSEER.into(), label, plan));
                 }
                 break;
             }
@@ -444,21 +463,39 @@ impl Planner<'_> {
                 self.tell(STAGE)?;
             }
         }
-        let fewer = (steps as f64 * (1. - target + TOLERANCE)).floor() as usize;
-        if let Some(sampler) = (self.rivals.fewer_steps)(fewer) {
+        self.fewer_steps()?;
+        self.done(STAGE)
+    }
+
+    /// The most steps that save enough.
+    fn fewer_steps(&mut self) -> Result<()> {
+        let conditions = self.setting.conditions;
+        for steps in (1..conditions.steps()).rev() {
+            let Some(sampler) = (self.rivals.fewer_steps)(steps) else {
+                continue;
+            };
+            let fewer = crate::Conditions {
+                timesteps: sampler.timesteps().iter().rev().copied().collect(),
+                ..conditions.clone()
+            };
+            let saving = 1. - fewer.total_macs() as f64 / conditions.total_macs() as f64;
+            if saving < self.target() - TOLERANCE {
+                continue;
+            }
             let error = self.trials.error_of(sampler.as_ref())?;
             self.state.tried.push(Tried {
                 family: policy::FEWER_STEPS.into(),
-                label: format!("{fewer}"),
-                mac_saving: 1. - fewer as f64 / steps as f64,
+                label: format!("{steps}"),
+                mac_saving: saving,
                 error: finite(error, policy::FEWER_STEPS)?,
                 unseen: vec![],
                 known: true,
                 plan: None,
-                fewer_steps: Some(fewer),
+                fewer_steps: Some(steps),
             });
+            break;
         }
-        self.done(STAGE)
+        Ok(())
     }
 
     /// Whole-step patterns just below and just above the target, with fitted forecasts.
@@ -537,13 +574,29 @@ impl Planner<'_> {
 
     fn screened(&mut self, pattern: &Pattern) -> Result<f64> {
         let plan = pattern::plan(self.setting.conditions, pattern)?;
-        let (_, error) = self.screen.fit(&plan, self.options.max_order)?;
-        finite(error, "a fitted plan")
+        // Calls without guidance are cheaper: a pattern of those saves too little.
+        let call = 1. / self.setting.conditions.steps() as f64;
+        if plan.mac_saving() < self.target() - call {
+            return Ok(f64::INFINITY);
+        }
+        let order = self.options.max_order;
+        let (_, fitted) = self.screen.fit(&plan, order)?;
+        let taylor = self
+            .screen
+            .error(&plan.with_orders(Formula::Taylor, |_, _| order)?)?;
+        finite(fitted.min(taylor), "a pattern")
     }
 
     fn fit(&mut self, plan: &CachePlan) -> Result<(CachePlan, f64)> {
-        let (fitted, error) = self.trials.fit(plan, self.options.max_order)?;
-        Ok((fitted, finite(error, "a fitted plan")?))
+        let (mut best, mut least) = self.trials.fit(plan, self.options.max_order)?;
+        for order in 0..=self.options.max_order {
+            let formula = plan.clone().with_orders(Formula::Taylor, |_, _| order)?;
+            let error = self.trials.error(&formula)?;
+            if error < least {
+                (best, least) = (formula, error);
+            }
+        }
+        Ok((best, finite(least, "a plan")?))
     }
 
     /// Single cells, by the sensitivity of x₀: first to the target, then to and fro.
@@ -582,7 +635,8 @@ impl Planner<'_> {
         let mut changes = self.changes(&plan)?;
         for _ in 0..self.options.cell_rounds {
             let (moved, promised) = self.moved(&plan, &changes, size)?;
-            let better = match promised < 0. {
+            let enough = moved.mac_saving() >= self.target() - 1e-9;
+            let better = match promised < 0. && enough {
                 true => Some(self.fit(&moved)?).filter(|(_, found)| *found < error),
                 false => None,
             };
@@ -615,7 +669,7 @@ impl Planner<'_> {
         let made_for = plan.made_for();
         let mut cells: Vec<(usize, usize)> = (0..plan.steps() - 1)
             .flat_map(|row| (0..plan.modules()).map(move |c| (row, c)))
-            .filter(|&(row, c)| plan.reuses(row, c) == reused)
+            .filter(|&(row, c)| plan.reuses(row, c) == reused && !made_for.must_compute(row))
             .collect();
         let rate = |&(row, c): &(usize, usize)| changes[row][c] / made_for.macs(row, c) as f64;
         cells.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
@@ -691,7 +745,7 @@ impl Planner<'_> {
         let Some(start) = self.best().and_then(|t| t.plan.clone()) else {
             return self.done(STAGE);
         };
-        let path = self.folder.join("start.toml");
+        let path = self.folder.join(state::START);
         start.save(&path)?;
         let started = Instant::now();
         let options = LearnOptions {
@@ -713,7 +767,7 @@ impl Planner<'_> {
             evaluate_on: 4,
             ..LearnOptions::default()
         };
-        let folder = self.folder.join("router");
+        let folder = self.folder.join(state::ROUTER);
         let group = Group::alone();
         let learned = learn::learn(
             self.setting,
@@ -723,7 +777,12 @@ impl Planner<'_> {
             &folder,
             &group,
             &mut |_| Ok(()),
-        )?;
+        );
+        let learned = match learned {
+            // The best plan so far stays.
+            Err(Error::Diverged { .. }) => return self.done(STAGE),
+            other => other?,
+        };
         self.state.learning_seconds += started.elapsed().as_secs_f64();
         self.trials.trajectories +=
             5. * f64::from(options.trajectories) * LEARN_BATCH as f64 / self.options.images as f64;
@@ -742,36 +801,44 @@ impl Planner<'_> {
         self.done(STAGE)
     }
 
-    /// Of the last few the best on more noise; beside it the best of each known family, all on unseen noise.
+    /// Of the last few the best on noise that nothing was fitted on; beside it the best of each known family, all on unseen noise.
     fn judge(mut self) -> Result<Outcome> {
-        let right = self.state.tried.iter().filter(|t| self.right(t));
-        let mut finalists: Vec<Tried> = right.cloned().collect();
-        finalists.sort_by(|a, b| a.error.total_cmp(&b.error));
-        finalists.truncate(FINALISTS);
-        let mut best: Option<(f64, Tried)> = None;
-        for finalist in finalists {
-            let Some(plan) = &finalist.plan else {
-                continue;
+        let tried = std::mem::take(&mut self.state.tried);
+        let mut own: Vec<&Tried> = tried.iter().filter(|t| self.right(t) && !t.known).collect();
+        own.sort_by(|a, b| a.error.total_cmp(&b.error));
+        let mut finalists: Vec<Tried> = own.into_iter().take(FINALISTS).cloned().collect();
+        finalists.extend(tried.iter().filter(|t| t.known).cloned());
+        self.state.tried = tried;
+        let mut best: Option<Tried> = None;
+        let mut families: Vec<Tried> = Vec::new();
+        for mut finalist in finalists {
+            finalist.error = match (&finalist.plan, finalist.fewer_steps) {
+                (Some(plan), _) => self.choose.error(plan)?,
+                (None, Some(steps)) => match (self.rivals.fewer_steps)(steps) {
+                    Some(sampler) => self.choose.error_of(sampler.as_ref())?,
+                    None => continue,
+                },
+                (None, None) => continue,
             };
-            let error = self.pool.error(plan)?;
-            if best.as_ref().is_none_or(|(least, _)| error < *least) {
-                best = Some((error, finalist));
-            }
             self.tell("choosing")?;
+            if self.right(&finalist) && best.as_ref().is_none_or(|b| finalist.error < b.error) {
+                best = Some(finalist.clone());
+            }
+            if !finalist.known {
+                continue;
+            }
+            match families.iter_mut().find(|o| o.family == finalist.family) {
+                Some(other) if finalist.error < other.error => *other = finalist,
+                Some(_) => {}
+                None => families.push(finalist),
+            }
         }
-        let Some((error, mut best)) = best else {
+        let Some(best) = best else {
             let expected = "a saving that plans of this model can have";
             return Err(Error::option("target_mac_saving", expected, self.target()));
         };
-        best.error = error;
         let mut judged = vec![best];
-        for t in self.state.tried.iter().filter(|t| t.known) {
-            match judged[1..].iter_mut().find(|o| o.family == t.family) {
-                Some(other) if t.error < other.error => *other = t.clone(),
-                Some(_) => {}
-                None => judged.push(t.clone()),
-            }
-        }
+        judged.extend(families);
         for k in 0..self.options.unseen_seeds {
             let noise = seed::derive(self.options.seed, &[42, k]);
             let mut trials = Trials::new(self.setting, noise, self.options.unseen_images)?;
@@ -804,7 +871,7 @@ impl Planner<'_> {
             found_by = (format!("{} {}", chosen.family, chosen.label))
             x0_mse_calibration = (chosen.error)
             x0_mse_unseen = (chosen.unseen.clone())
-            calibration_images = (self.options.pool_images as i64)
+            calibration_images = (self.options.choose_images as i64)
             unseen_images = (self.options.unseen_images as i64)
             seed = (self.options.seed.to_string())
             kept_outputs = (kept as i64)
@@ -822,6 +889,8 @@ impl Planner<'_> {
     }
 }
 
+/// The most images of anything.
+const MOST: u64 = 1_000_000;
 /// How many of a family are tried on more than the screen's images.
 const OF_A_FAMILY: u32 = 3;
 /// How many plans are chosen from at the end.

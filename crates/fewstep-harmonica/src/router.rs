@@ -230,6 +230,9 @@ impl Router {
         for logit in self.logits.iter().flatten() {
             hash.update(logit.to_le_bytes());
         }
+        if self.order > 0 {
+            hash.update([self.order]);
+        }
         hash.finalize()[..8]
             .iter()
             .map(|b| format!("{b:02x}"))

@@ -9,7 +9,7 @@ pub(super) type Pattern = Vec<bool>;
 pub(super) fn plan(made_for: &Conditions, pattern: &Pattern) -> Result<CachePlan> {
     let steps = made_for.steps();
     CachePlan::new(super::PLANNER, toml::Table::new(), made_for, |row, _| {
-        !pattern[steps - 1 - row]
+        !pattern[steps - 1 - row] && !made_for.must_compute(row)
     })
 }
 

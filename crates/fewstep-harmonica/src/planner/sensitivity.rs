@@ -2,7 +2,8 @@
 //!
 //! A gate in every cell mixes forecast (0) and computed output (1). With e = x₀ − reference and J the derivative of x₀ by a gate, the error
 //! after moving the gate by δ is ‖e + δJ‖² up to the curvature of x₀. e·J comes from one backward pass, ‖J‖² from a few with random signs v,
-//! for the mean of (v·J)² is ‖J‖²; each image has gates of its own, and what they say is summed by the images' weights. Passes go backward call by call over stored latents and outputs, so memory holds the graph of one call.
+//! for the mean of (v·J)² is ‖J‖²; each image has gates of its own, and what they say is summed by the images' weights. Passes go backward call by call over stored latents and outputs, so memory holds the graph of one call,
+//! and the computed outputs of the whole trajectory, of a few images at a time.
 //! What a multistep sampler remembers is taken as given.
 
 use std::collections::HashMap;
@@ -28,10 +29,34 @@ pub(super) fn changes(
     order: u8,
     probes: usize,
 ) -> Result<Changes> {
+    let mut sum = vec![vec![0.; plan.modules()]; plan.steps()];
+    // All are sums over images.
+    for first in (0..trials.images()).step_by(AT_ONCE) {
+        let some = trials.part(first, AT_ONCE as u64)?;
+        let found = changes_of(setting, &some, plan, order, probes)?;
+        for (a, b) in sum.iter_mut().flatten().zip(found.iter().flatten()) {
+            *a += b;
+        }
+    }
+    trials.trajectories += 2. + 2. * (1. + probes as f64);
+    Ok(sum)
+}
+
+/// Images whose outputs and graph of a call are held at once.
+const AT_ONCE: usize = 8;
+
+fn changes_of(
+    setting: Setting<'_>,
+    trials: &Trials<'_>,
+    plan: &CachePlan,
+    order: u8,
+    probes: usize,
+) -> Result<Changes> {
     let (steps, modules) = (plan.steps(), plan.modules());
     let course = Course::run(setting, trials, plan)?;
     let error = course.x[steps].f_sub(&trials.reference.f_to_device(course.x[steps].device())?)?;
-    let mut rng = random::generator(trials.seed, Use::Learning, &[41]);
+    let first = trials.first();
+    let mut rng = random::generator(trials.seed, Use::Learning, &[41, first]);
     let mut adjoints = vec![error.shallow_clone()];
     for _ in 0..probes {
         let signs = random::uniform(&mut rng, &error.size(), 1.)?.f_sign()?;
@@ -126,7 +151,6 @@ pub(super) fn changes(
             }
         }
     }
-    trials.trajectories += 2. + 2. * (1. + probes as f64);
     Ok(changes)
 }
 
@@ -252,7 +276,9 @@ impl Reuse for Probe<'_> {
                 let options = (Kind::Float, output.device());
                 let gate = Tensor::f_full([self.images, 1, 1], open, options)?
                     .f_set_requires_grad(true)?;
-                let both = gate.f_repeat([samples / self.images, 1, 1])?;
+                let both = gate
+                    .f_repeat([samples / self.images, 1, 1])?
+                    .f_to_kind(output.kind())?;
                 self.gates.push((index, gate));
                 value.f_addcmul(&output.f_sub(&value)?, &both)?
             }

@@ -9,6 +9,10 @@ use super::{PlannerOptions, Tried};
 use crate::{Conditions, Error, Result};
 
 const FILE: &str = "search.json";
+/// The plan that learning starts from.
+pub(super) const START: &str = "start.toml";
+/// The folder of its checkpoints.
+pub(super) const ROUTER: &str = "router";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
@@ -42,13 +46,7 @@ impl State {
                 trajectories: 0.,
             });
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e.to_string()))?;
-        let state: Self = serde_json::from_str(&text).map_err(|e| {
-            Error::file(
-                &path,
-                format!("expected a search for a plan, found something else ({e})"),
-            )
-        })?;
+        let state = Self::read(&path)?;
         state
             .conditions
             .check_fits(conditions, &path.display().to_string())?;
@@ -57,6 +55,14 @@ impl State {
             return Err(Error::file(&path, reason));
         }
         Ok(state)
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e.to_string()))?;
+        serde_json::from_str(&text).map_err(|e| {
+            let reason = format!("expected a search for a plan, found something else ({e})");
+            Error::file(path, reason)
+        })
     }
 
     pub(super) fn has(&self, stage: &str) -> bool {
@@ -68,6 +74,38 @@ impl State {
         let text = serde_json::to_string(self).map_err(|e| Error::file(&path, e.to_string()))?;
         Ok(write_atomically(&path, text.as_bytes())?)
     }
+}
+
+/// The target of the unfinished search in a folder; none where there is none.
+///
+/// # Errors
+/// Its file can't be read.
+pub fn target_of(folder: &Path) -> Result<Option<f64>> {
+    let path = folder.join(FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(State::read(&path)?.options.target_mac_saving))
+}
+
+/// Removes what a search left in its folder, and the folder if nothing else is in it.
+///
+/// # Errors
+/// The system refuses.
+pub fn forget(folder: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::file(folder, e.to_string());
+    std::fs::remove_file(folder.join(FILE)).map_err(failed)?;
+    for name in [START, ROUTER] {
+        let path = folder.join(name);
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).map_err(failed)?;
+        } else if path.exists() {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    // Something else may lie there.
+    let _ = std::fs::remove_dir(folder);
+    Ok(())
 }
 
 /// A plan as the text of its file.

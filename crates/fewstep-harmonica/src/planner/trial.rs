@@ -48,12 +48,14 @@ impl<'a> Trials<'a> {
         Ok(trials)
     }
 
-    /// `images` of these: half of them those with the largest `errors`, each counting for itself, and half every n-th of the others, which
+    /// `images` of those whose number is even (`parity` 0) or odd (1): half of them those with the largest `errors`, each counting for itself, and half every n-th of the others, which
     /// count for all of those. The weighted mean is that over all images but for the luck of the second half.
-    pub(super) fn stratified(&self, errors: &[f64], images: u64) -> Result<Self> {
-        let all = self.images() as usize;
+    pub(super) fn stratified(&self, errors: &[f64], images: u64, parity: u64) -> Result<Self> {
+        let mut order: Vec<usize> = (0..errors.len())
+            .filter(|&i| self.images() < 2 || self.numbers[i] % 2 == parity)
+            .collect();
+        let all = order.len();
         let images = (images as usize).min(all);
-        let mut order: Vec<usize> = (0..all).collect();
         order.sort_by(|a, b| errors[*b].total_cmp(&errors[*a]));
         let worst = images / 2;
         let (first, rest) = order.split_at(worst);
@@ -83,6 +85,26 @@ impl<'a> Trials<'a> {
                 .f_index_select(0, &index.f_to_device(self.reference.device())?)?,
             trajectories: 0.,
         })
+    }
+
+    /// At most `images` of these from the `first` on, with the weights that they have here.
+    pub(super) fn part(&self, first: u64, images: u64) -> Result<Self> {
+        let images = images.min(self.images() - first);
+        let cut = |t: &Tensor| t.f_narrow(0, first as i64, images as i64);
+        Ok(Self {
+            setting: self.setting,
+            numbers: self.numbers[first as usize..][..images as usize].to_vec(),
+            labels: cut(&self.labels)?,
+            weights: cut(&self.weights)?,
+            seed: self.seed,
+            reference: cut(&self.reference)?,
+            trajectories: 0.,
+        })
+    }
+
+    /// The number of the first image.
+    pub(super) fn first(&self) -> u64 {
+        self.numbers.first().copied().unwrap_or(0)
     }
 
     pub(super) fn images(&self) -> u64 {

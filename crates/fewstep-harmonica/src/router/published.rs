@@ -77,8 +77,12 @@ fn attributes(state: &Value) -> impl Iterator<Item = (String, serde_json::Value)
 /// is empty. Arguments that came from an import go back.
 ///
 /// # Errors
-/// The file can't be written; what stood there before stays.
+/// A router whose reused outputs are forecast, which that program can't do. The file can't be written; what stood there before stays.
 pub fn export(router: &Router, path: &Path) -> Result<()> {
+    if router.order() > 0 {
+        let expected = "0, for HarmoniCa's program knows no forecast";
+        return Err(Error::option("order", expected, router.order()));
+    }
     // HarmoniCa's rule reads every row; Learning-to-Cache trains and reads the even ones only.
     let even_only = router.training()["training"] == "l2c";
     let routers = router

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use fewstep_datasets::Dataset;
 use fewstep_diffusion::NoiseSchedule;
+use fewstep_features::ResNet56;
 use fewstep_harmonica::learn::{self, Images, LearnEvent, LearnOptions, Learned, Training};
 use fewstep_harmonica::{Conditions, Error, Setting};
 use fewstep_torch::Group;
 use ndarray::Array4;
 use serde_json::json;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::classifier::Classifier;
 use crate::commands::ranks::Here;
@@ -98,9 +99,20 @@ pub(super) fn follow_with(
         ),
         None => None,
     };
+    let resnet56 = match experiment.evaluation.fd_resnet56 {
+        true => Some(
+            open_resnet56(device)
+                .map_err(|e| source.invalid("evaluation.fd_resnet56", format!("{e:#}")))?,
+        ),
+        false => None,
+    };
     let is_l2c = |o: &LearnOptions| o.training == Training::L2c;
     let pixels = match &data {
-        Some(data) if classifier.is_some() || experiment.routers.values().any(is_l2c) => {
+        Some(data)
+            if classifier.is_some()
+                || resnet56.is_some()
+                || experiment.routers.values().any(is_l2c) =>
+        {
             Some(pixels(data.train.as_ref())?)
         }
         _ => None,
@@ -170,12 +182,12 @@ pub(super) fn follow_with(
         group,
         mode,
     )?);
-    let judge = match (classifier, &pixels) {
-        (Some(classifier), Some(pixels)) => {
+    let judge = match &pixels {
+        Some(pixels) => {
             let rows = pixels.view().permuted_axes([0, 2, 3, 1]);
-            Some(compare::Judge::new(classifier, rows)?)
+            Some(compare::Judge::new(classifier, resnet56, rows)?)
         }
-        _ => None,
+        None => None,
     };
     let compared = compare::compare(experiment, setting, &routers, judge.as_ref(), mode)?;
     write::write(
@@ -191,6 +203,11 @@ pub(super) fn follow_with(
         write::Matched::new(experiment, &compared).print()?;
     }
     write::print(&folder, &compared, common.json)
+}
+
+fn open_resnet56(device: Device) -> Result<ResNet56> {
+    let weights = fewstep_datasets::find_weights("resnet56")?;
+    Ok(ResNet56::load(&weights, device)?)
 }
 
 /// All images of a data set, bytes (M, C, H, W).

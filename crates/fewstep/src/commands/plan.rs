@@ -209,7 +209,7 @@ fn diff(a: &Path, b: &Path) -> Result<bool> {
     if let Err(e) = &fits {
         super::print(&format!("{e}"))?;
     }
-    Ok(cells.cells.is_empty() && fits.is_ok())
+    Ok(cells.cells.is_empty() && cells.forecasts == 0 && fits.is_ok())
 }
 
 fn make(args: &MakeArgs) -> Result<CachePlan> {

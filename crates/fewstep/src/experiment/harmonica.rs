@@ -77,6 +77,8 @@ pub struct Evaluation {
     /// A classifier whose features `fd` is measured on: a checkpoint of an IIR-SNN run's artificial network, or `digits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classifier: Option<String>,
+    /// Measure `fd-resnet56` as well, the Fréchet distance on the features of a published CIFAR-10 network (`fewstep data fetch resnet56`).
+    pub fd_resnet56: bool,
     /// Times that each policy's sampling is repeated for its latency; the median counts.
     pub repeats: usize,
 }
@@ -90,6 +92,7 @@ impl Default for Evaluation {
             intervals: vec![2, 3],
             policies: vec![],
             classifier: None,
+            fd_resnet56: false,
             repeats: 3,
         }
     }
@@ -320,9 +323,14 @@ impl HarmonicaExperiment {
                 return Err(at(format!("{}: {reason}", rule.name())));
             }
         }
-        if e.classifier.is_some() && self.data.is_none() {
-            let reason = "a classifier compares with images: expected a [data] table as well";
-            return Err(("evaluation.classifier".into(), reason.into()));
+        for (key, wanted) in [
+            ("classifier", e.classifier.is_some()),
+            ("fd_resnet56", e.fd_resnet56),
+        ] {
+            if wanted && self.data.is_none() {
+                let reason = "samples are compared with images: expected a [data] table as well";
+                return Err((format!("evaluation.{key}"), reason.into()));
+            }
         }
         Ok(())
     }

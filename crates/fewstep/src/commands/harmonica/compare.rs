@@ -6,6 +6,7 @@ use anyhow::Result;
 use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::sampler::{Call, Sampler};
 use fewstep_diffusion::{NoiseSchedule, Reuse, SamplerOptions};
+use fewstep_features::{ResNet56, feature_statistics};
 use fewstep_harmonica::learn::Training;
 use fewstep_harmonica::{
     CachePlan, CachedReuse, Conditions, Formula, Planned, Setting, StackCache, StackRule,
@@ -47,6 +48,8 @@ pub(crate) struct Compared {
     pub(crate) x0_mse_vs_uncached: f64,
     /// Fréchet distance between the classifier's features of these samples and of the training images.
     pub(crate) fd: Option<f64>,
+    /// The same on the 64 features of a published CIFAR-10 ResNet-56.
+    pub(crate) fd_resnet56: Option<f64>,
     /// Share of the samples that the classifier takes for the class that was asked for, in percent.
     pub(crate) recognised_percent: Option<f64>,
     /// Mean squared error of the latents after each call against the uncached run; empty where the calls differ.
@@ -92,19 +95,36 @@ struct Candidate {
     what: What,
 }
 
-/// A classifier, and what it says of the training images.
+/// Networks that judge samples, each with what it says of the training images.
 pub(super) struct Judge {
-    classifier: Classifier,
-    reference: FeatureStatistics,
+    classifier: Option<(Classifier, FeatureStatistics)>,
+    resnet56: Option<(ResNet56, FeatureStatistics)>,
 }
 
 impl Judge {
     /// Of these images, bytes (N, H, W, C).
-    pub(super) fn new(classifier: Classifier, images: ArrayView4<'_, u8>) -> Result<Self> {
-        let (reference, _) = classifier.judge(images)?;
+    pub(super) fn new(
+        classifier: Option<Classifier>,
+        resnet56: Option<ResNet56>,
+        images: ArrayView4<'_, u8>,
+    ) -> Result<Self> {
+        let classifier = match classifier {
+            Some(c) => {
+                let (reference, _) = c.judge(images)?;
+                Some((c, reference))
+            }
+            None => None,
+        };
+        let resnet56 = match resnet56 {
+            Some(network) => {
+                let reference = feature_statistics(&network, images)?;
+                Some((network, reference))
+            }
+            None => None,
+        };
         Ok(Self {
             classifier,
-            reference,
+            resnet56,
         })
     }
 }
@@ -175,12 +195,18 @@ pub(super) fn compare(
         let pixels = matches!(shape.channels, 1 | 3)
             .then(|| to_pixels(&sampled.latents))
             .transpose()?;
-        let (mut fd, mut recognised_percent) = (None, None);
+        let (mut fd, mut fd_resnet56, mut recognised_percent) = (None, None, None);
         if let (Some(judge), Some(pixels)) = (judge, &pixels) {
-            let (features, found) = judge.classifier.judge(pixels.view())?;
-            let right = found.iter().zip(&labels).filter(|(a, b)| a == b).count();
-            fd = Some(frechet_distance(&features, &judge.reference)?);
-            recognised_percent = Some(100. * right as f64 / labels.len() as f64);
+            if let Some((classifier, reference)) = &judge.classifier {
+                let (features, found) = classifier.judge(pixels.view())?;
+                let right = found.iter().zip(&labels).filter(|(a, b)| a == b).count();
+                fd = Some(frechet_distance(&features, reference)?);
+                recognised_percent = Some(100. * right as f64 / labels.len() as f64);
+            }
+            if let Some((network, reference)) = &judge.resnet56 {
+                let features = feature_statistics(network, pixels.view())?;
+                fd_resnet56 = Some(frechet_distance(&features, reference)?);
+            }
         }
         all.push(Compared {
             name: candidate.name.clone(),
@@ -192,6 +218,7 @@ pub(super) fn compare(
             speedup: f64::NAN,
             x0_mse_vs_uncached: x0_mse,
             fd,
+            fd_resnet56,
             recognised_percent,
             error_per_step,
             rule: match &candidate.what {

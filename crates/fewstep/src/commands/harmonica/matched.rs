@@ -190,6 +190,7 @@ mod tests {
             speedup: 10. / ms,
             x0_mse_vs_uncached: mse,
             fd: None,
+            fd_resnet56: None,
             recognised_percent: None,
             error_per_step: vec![],
             rule: None,

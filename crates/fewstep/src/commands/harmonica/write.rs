@@ -190,7 +190,7 @@ pub(super) fn print(folder: &RunFolder, all: &[Compared], as_json: bool) -> Resu
     ))
 }
 
-const HEADER: [&str; 9] = [
+const HEADER: [&str; 10] = [
     "policy",
     "",
     "CUR %",
@@ -199,10 +199,11 @@ const HEADER: [&str; 9] = [
     "speed-up",
     "x0 MSE",
     "fd",
+    "fd-resnet56",
     "recognised %",
 ];
 
-fn rows(all: &[Compared]) -> Vec<[String; 9]> {
+fn rows(all: &[Compared]) -> Vec<[String; 10]> {
     let or_none =
         |v: Option<f64>, digits: usize| v.map_or_else(|| "-".into(), |v| format!("{v:.digits$}"));
     all.iter()
@@ -219,6 +220,7 @@ fn rows(all: &[Compared]) -> Vec<[String; 9]> {
                     mse => format!("{mse:.2e}"),
                 },
                 or_none(c.fd, 3),
+                or_none(c.fd_resnet56, 4),
                 or_none(c.recognised_percent, 1),
             ]
         })

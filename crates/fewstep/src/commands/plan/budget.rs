@@ -9,7 +9,10 @@ use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::sampler::Sampler;
 use fewstep_diffusion::{Convention, Dit, Guidance, NoiseSchedule, Reuse, SamplerOptions};
 use fewstep_harmonica::planner::{self, Outcome, PlannerOptions, PlanningEvent, Rivals, Tried};
-use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, Setting, policy};
+use fewstep_harmonica::{
+    CachePlan, CachedReuse, Conditions, Planned, Setting, StackCache, StackRule, ThresholdSearch,
+    policy,
+};
 use fewstep_metrics::LatencySummary;
 use fewstep_torch::DeviceChoice;
 use serde_json::json;
@@ -37,9 +40,12 @@ pub struct BudgetArgs {
     /// Instead of a saving, milliseconds for an image on this machine, in batches of --images
     #[arg(long, value_name = "MS")]
     target_ms: Option<f64>,
-    /// Images of calibration noise, which the plan is chosen on
+    /// Images of calibration noise, of which the hardest are picked to choose on
     #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().pool_images)]
     pool_images: u64,
+    /// Images of them that the last few plans are chosen on
+    #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().choose_images)]
+    choose_images: u64,
     /// Images of them that plans are fitted on, and cells moved
     #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().images)]
     images: u64,
@@ -87,6 +93,25 @@ pub struct BudgetArgs {
     json: bool,
 }
 
+impl BudgetArgs {
+    fn options(&self) -> PlannerOptions {
+        PlannerOptions {
+            target_mac_saving: self.target_saving.unwrap_or(0.5),
+            pool_images: self.pool_images,
+            choose_images: self.choose_images,
+            images: self.images,
+            screen_images: self.screen_images,
+            unseen_images: self.unseen_images,
+            max_order: self.max_order,
+            search_trials: self.search_trials,
+            cell_rounds: self.cell_rounds,
+            learn_trajectories: self.learn_trajectories,
+            seed: self.seed,
+            ..PlannerOptions::default()
+        }
+    }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     let trimmed = text.trim();
     let (digits, scale) = match trimmed.strip_suffix('%') {
@@ -105,14 +130,35 @@ fn share(text: &str) -> Result<f64, String> {
 /// A flag or a file is at fault; one sentence.
 pub(super) fn find(args: &BudgetArgs) -> Result<()> {
     let checkpoint = args.checkpoint.as_deref().unwrap_or_default();
+    let mut options = args.options();
+    options
+        .validate()
+        .map_err(|(key, reason)| anyhow::anyhow!("--{}: {reason}", key.replace('_', "-")))?;
+    let folder = search_folder(&args.out);
+    if args.target_saving.is_none() && args.target_ms.is_none() {
+        bail!("expected --target-saving or --target-ms, found neither");
+    }
+    if args.out.is_dir() {
+        bail!(
+            "--out: expected a file, found the folder {}",
+            args.out.display()
+        );
+    }
+    let begun = planner::target_of(&folder)?;
+    if begun.is_some() && !args.resume {
+        bail!(
+            "{}: an unfinished search for this plan is there; go on with it with --resume, or remove it",
+            folder.display()
+        );
+    }
     let sampler = args.sampling.sampler()?;
     let guidance = args.sampling.guidance()?;
     args.sampling.check_scheduler(checkpoint)?;
     if let Some(threads) = args.threads {
-        if threads == 0 {
-            bail!("--threads: expected at least 1, found 0");
+        match i32::try_from(threads) {
+            Ok(n) if n > 0 => tch::set_num_threads(n),
+            _ => bail!("--threads: expected 1 to {}, found {threads}", i32::MAX),
         }
-        tch::set_num_threads(threads as i32);
     }
     let device = fewstep_torch::device::resolve(args.device)?;
     let dit = open_model(checkpoint, args.convention, device)?;
@@ -136,27 +182,14 @@ pub(super) fn find(args: &BudgetArgs) -> Result<()> {
         images: args.images,
     };
     let mode = ProgressMode::detect(args.quiet || args.json);
-    let target = match (args.target_saving, args.target_ms) {
-        (Some(saving), _) => saving,
-        (None, Some(ms)) => clock.saving_for(ms, &conditions, mode)?,
-        (None, None) => bail!("expected --target-saving or --target-ms, found neither"),
+    options.target_mac_saving = match (args.target_saving, args.target_ms, begun) {
+        (Some(saving), ..) => saving,
+        // Another measurement would make another search of it.
+        (None, Some(_), Some(begun)) => begun,
+        (None, Some(ms), None) => clock.saving_for(ms, &conditions, mode)?,
+        (None, None, _) => options.target_mac_saving,
     };
-    let options = PlannerOptions {
-        target_mac_saving: target,
-        screen_images: args.screen_images,
-        images: args.images,
-        pool_images: args.pool_images,
-        unseen_images: args.unseen_images,
-        max_order: args.max_order,
-        search_trials: args.search_trials,
-        cell_rounds: args.cell_rounds,
-        learn_trajectories: args.learn_trajectories,
-        seed: args.seed,
-        ..PlannerOptions::default()
-    };
-    options
-        .validate()
-        .map_err(|(key, reason)| anyhow::anyhow!("--{}: {reason}", key.replace('_', "-")))?;
+    let target = options.target_mac_saving;
     let fewer_steps = |steps: usize| -> Option<Box<dyn Sampler>> {
         let fewer = SamplerOptions {
             steps,
@@ -165,15 +198,12 @@ pub(super) fn find(args: &BudgetArgs) -> Result<()> {
         fewer.validate().ok()?;
         fewer.build(&noise).ok()
     };
+    let mut plans = routed(&args.router, &conditions, target)?;
+    plans.extend(dynamic(&clock, &conditions, target)?);
     let rivals = Rivals {
-        plans: routed(&args.router, &conditions, target)?,
+        plans,
         fewer_steps: &fewer_steps,
     };
-    let folder = search_folder(&args.out);
-    if !args.resume && folder.exists() {
-        std::fs::remove_dir_all(&folder)
-            .map_err(|e| anyhow::anyhow!("{}: {e}", folder.display()))?;
-    }
     let mut bar = Progress::new(mode, "planning", 100);
     let mut last = String::new();
     let started = Instant::now();
@@ -193,7 +223,7 @@ pub(super) fn find(args: &BudgetArgs) -> Result<()> {
     let plan = outcome.plan.clone().named(planner::PLANNER, settings);
     plan.save(&args.out)?;
     // What was for a resumption has served.
-    std::fs::remove_dir_all(&folder).ok();
+    planner::forget(&folder)?;
     show(args, &plan, &outcome, uncached_ms, plan_ms)
 }
 
@@ -241,6 +271,48 @@ fn routed(
     Ok(all)
 }
 
+/// What caches that look at the tokens skip at this saving, as plans.
+fn dynamic(
+    clock: &Clock<'_>,
+    conditions: &Conditions,
+    target: f64,
+) -> Result<Vec<(String, String, CachePlan)>> {
+    let rules = [
+        StackRule::FirstBlock {
+            threshold: 0.,
+            order: 1,
+        },
+        StackRule::Tea {
+            threshold: 0.,
+            coefficients: vec![1., 0.],
+            order: 1,
+        },
+    ];
+    let mut all = Vec::new();
+    for rule in rules {
+        if rule.validate(Some(conditions.modules() / 2)).is_err() {
+            continue;
+        }
+        let mut plan = None;
+        let mut measure = |threshold: f64| -> Result<f64> {
+            let mut cache = StackCache::new(rule.clone().at(threshold), clock.dit.config())?;
+            clock.sample(&mut cache)?;
+            let found = cache.as_plan(conditions)?;
+            let saving = found.mac_saving();
+            plan = Some(found);
+            Ok(saving)
+        };
+        if let Some(threshold) =
+            ThresholdSearch::new().find(target - planner::TOLERANCE, &mut measure)?
+        {
+            measure(threshold)?;
+            let name = rule.name();
+            all.extend(plan.map(|p| (name.into(), format!("threshold {threshold:.3}"), p)));
+        }
+    }
+    Ok(all)
+}
+
 /// Times sampling of one batch.
 struct Clock<'a> {
     dit: &'a Dit,
@@ -250,7 +322,7 @@ struct Clock<'a> {
 }
 
 impl Clock<'_> {
-    fn once(&self, plan: Option<&CachePlan>) -> Result<f64> {
+    fn sample(&self, reuse: &mut dyn Reuse) -> Result<()> {
         let job = Job {
             dit: self.dit,
             sampler: self.sampler,
@@ -259,6 +331,11 @@ impl Clock<'_> {
             batch_size: self.images as usize,
         };
         let labels = labels_in_turn(self.images, self.dit.config().classes as usize);
+        let _latents = job.batch(0, &labels, reuse, &mut |_, _| Ok(()))?;
+        Ok(())
+    }
+
+    fn once(&self, plan: Option<&CachePlan>) -> Result<f64> {
         let mut cached = plan.map(|p| CachedReuse::new(Planned(p), self.dit.config()));
         let mut all = ComputeAll;
         let reuse: &mut dyn Reuse = match &mut cached {
@@ -266,7 +343,7 @@ impl Clock<'_> {
             None => &mut all,
         };
         let started = Instant::now();
-        let _latents = job.batch(0, &labels, reuse, &mut |_, _| Ok(()))?;
+        self.sample(reuse)?;
         Ok(1e3 * started.elapsed().as_secs_f64() / self.images as f64)
     }
 
@@ -294,7 +371,7 @@ impl Clock<'_> {
                 100. * saving
             ));
         }
-        if !(saving > 0. && saving < 1.) {
+        if !(cached < uncached && ms < uncached && saving > 0. && saving < 1.) {
             bail!(
                 "--target-ms: expected below {uncached:.2}, which the uncached run takes, and above what any plan can reach, found {ms}"
             );
@@ -346,11 +423,9 @@ fn beaten(outcome: &Outcome) -> toml::Value {
         table.insert("x0_mse_unseen".into(), t.unseen_mean().into());
         toml::Value::Table(table)
     };
-    outcome.judged[1..]
-        .iter()
-        .map(line)
-        .collect::<Vec<_>>()
-        .into()
+    let own = outcome.judged[0].unseen_mean();
+    let beaten = outcome.judged[1..].iter().filter(|t| t.unseen_mean() > own);
+    beaten.map(line).collect::<Vec<_>>().into()
 }
 
 fn show(
@@ -389,6 +464,11 @@ fn show(
         figures(plan),
         plan.modules()
     ))?;
+    if let Some(target) = args.target_ms.filter(|ms| plan_ms > *ms) {
+        super::super::print(&format!(
+            "it takes {plan_ms:.2} ms an image, more than the {target} asked for: forecasts cost time too; ask for less"
+        ))?;
+    }
     super::super::print(&format!(
         "planned in {:.0} s, of which {:.0} % was learning; as much work as sampling {:.0} images without cache",
         outcome.seconds,
