@@ -391,7 +391,7 @@ fn the_bytes_at_the_peak_are_residuals_signal_and_the_copy_of_what_enters() {
         (all_rules()[4].clone(), 4),
     ] {
         let mut cache = StackCache::new(rule.clone(), &c.shape).unwrap();
-        run(&dit, &c, (1, 2), &mut cache);
+        let _ = run(&dit, &c, (1, 2), &mut cache);
         assert_eq!(cache.counts().peak_bytes, tensors * one, "{rule:?}");
     }
 }
