@@ -434,45 +434,44 @@ fn straight_through_runs_what_sampling_will_run_with_and_without_a_forecast() {
 #[test]
 fn a_target_drives_the_penalty_until_the_plan_saves_as_much() {
     let fixture = Fixture::open();
-    for target in [0.4] {
-        let options = LearnOptions {
-            mix: Mix::StraightThrough,
-            threshold: 0.5,
-            learning_rate: 0.1,
-            beta: 1e-4,
-            proxy: Proxy::None,
-            target_mac_saving: Some(target),
-            order: 1,
-            trajectories: 60,
-            batch_size: 2,
-            evaluate_on: 2,
-            ..LearnOptions::default()
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let mut seen: Vec<(f64, f64)> = Vec::new();
-        let learned = learn(
-            fixture.setting(),
-            &options,
-            None,
-            0,
-            folder.path(),
-            alone(),
-            &mut |event| {
-                if let LearnEvent::Trajectory {
-                    beta, mac_saving, ..
-                } = event
-                {
-                    seen.push((*beta, *mac_saving));
-                }
-                Ok(())
-            },
-        )
-        .unwrap();
-        let last = &seen[seen.len() - 20..];
-        let mean = last.iter().map(|s| s.1).sum::<f64>() / 20.;
-        assert!((mean - target).abs() < 0.06, "{target}: {mean}, {last:?}");
-        assert_eq!(learned.router.order(), 1);
-    }
+    let target = 0.4;
+    let options = LearnOptions {
+        mix: Mix::StraightThrough,
+        threshold: 0.5,
+        learning_rate: 0.1,
+        beta: 1e-4,
+        proxy: Proxy::None,
+        target_mac_saving: Some(target),
+        order: 1,
+        trajectories: 60,
+        batch_size: 2,
+        evaluate_on: 2,
+        ..LearnOptions::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen: Vec<(f64, f64)> = Vec::new();
+    let learned = learn(
+        fixture.setting(),
+        &options,
+        None,
+        0,
+        folder.path(),
+        alone(),
+        &mut |event| {
+            if let LearnEvent::Trajectory {
+                beta, mac_saving, ..
+            } = event
+            {
+                seen.push((*beta, *mac_saving));
+            }
+            Ok(())
+        },
+    )
+    .unwrap();
+    let last = &seen[seen.len() - 20..];
+    let mean = last.iter().map(|s| s.1).sum::<f64>() / 20.;
+    assert!((mean - target).abs() < 0.06, "{target}: {mean}, {last:?}");
+    assert_eq!(learned.router.order(), 1);
 }
 
 #[test]

@@ -159,12 +159,13 @@ impl StackRule {
 
     /// The runs of blocks that may be skipped.
     pub(super) fn spans(&self, depth: usize) -> Vec<Range<usize>> {
-        match self {
-            Self::FirstBlock { .. } => vec![1..depth],
-            Self::DualBlock { front, back, .. } => vec![*front..depth - back],
-            Self::Tea { .. } => vec![0..depth],
-            Self::Delta { blocks, .. } => vec![depth - blocks..depth, 0..*blocks],
-        }
+        let only = match self {
+            Self::FirstBlock { .. } => 1..depth,
+            Self::DualBlock { front, back, .. } => *front..depth - back,
+            Self::Tea { .. } => 0..depth,
+            Self::Delta { blocks, .. } => return vec![depth - blocks..depth, 0..*blocks],
+        };
+        Vec::from([only])
     }
 
     pub(super) fn compares_residuals(&self) -> bool {
