@@ -219,7 +219,7 @@ pub(super) fn find(args: &BudgetArgs) -> Result<()> {
     let mut settings = outcome.plan.settings().clone();
     settings.insert("uncached_ms_per_image".into(), uncached_ms.into());
     settings.insert("ms_per_image".into(), plan_ms.into());
-    settings.insert("beat".into(), beaten(&outcome).into());
+    settings.insert("beat".into(), beaten(&outcome));
     let plan = outcome.plan.clone().named(planner::PLANNER, settings);
     plan.save(&args.out)?;
     // What was for a resumption has served.
