@@ -406,6 +406,12 @@ fn a_plan_is_made_shown_compared_and_followed() {
     let expected = "The first plan does not fit: guidance.scale: made for 1.5, found 2.0";
     assert!(code == Some(1) && said.contains(expected), "{said}");
     assert_eq!(diff("absent.toml").0, Some(2));
+    succeed(make(
+        "--policy interval --window 0:3 --interval 2 --order 1 --out e.toml",
+    ));
+    let (code, said) = diff("e.toml");
+    let expected = "8 of 16 cells are reused by both, with other forecasts.";
+    assert!(code == Some(1) && said.contains(expected), "{said}");
 
     succeed(sample(
         &sandbox,
@@ -456,7 +462,18 @@ fn a_plan_is_found_for_a_saving_and_followed() {
         plan.settings()["beat"].as_array().unwrap().len(),
         judged.len() - 1
     );
-    assert!(!sandbox.path("found.toml.search").exists());
+    let search = sandbox.path("found.toml.search");
+    assert!(!search.exists());
+    std::fs::create_dir(&search).unwrap();
+    std::fs::write(search.join("search.json"), "{").unwrap();
+    let done = find("--target-saving 35%");
+    assert!(
+        done.sentence()
+            .contains("search.json: expected a search for a plan"),
+        "{}",
+        done.stderr
+    );
+    std::fs::remove_dir_all(&search).unwrap();
     succeed(sandbox.fewstep(&["plan", "show", "found.toml"]));
     succeed(sandbox.fewstep(
         &"sample --checkpoint digits --device cpu --threads 1 --quiet --steps 5 --n 2 --plan found.toml --out plan.npz"
@@ -474,6 +491,10 @@ fn a_plan_is_found_for_a_saving_and_followed() {
             "error: target_mac_saving: expected at most 0.7",
         ),
         ("--target-ms 1000000", "error: --target-ms: expected below "),
+        (
+            "--target-saving 35% --unseen-images 18446744073709551615",
+            "error: --unseen-images: expected 1 to 1000000, found 18446744073709551615",
+        ),
         (
             "--target-saving 35% --max-order 5",
             "error: --max-order: expected 0 to 3, found 5",

@@ -56,6 +56,8 @@ pub struct PlannerOptions {
     pub search_trials: u32,
     /// Rounds of moving single cells.
     pub cell_rounds: u32,
+    /// Rounds of refining the weights of the best plan's forecasts; 0 leaves it out.
+    pub refine_rounds: u32,
     /// Random passes of a sensitivity.
     pub probes: usize,
     /// Trajectories of Step-wise Denoising Training; 0 leaves it out.
@@ -77,6 +79,7 @@ impl Default for PlannerOptions {
             max_order: 3,
             search_trials: 60,
             cell_rounds: 8,
+            refine_rounds: 30,
             probes: 2,
             learn_trajectories: 16,
             seed: 0,
@@ -249,6 +252,7 @@ pub fn plan(
     planner.patterns()?;
     planner.cells()?;
     planner.learn()?;
+    planner.refine()?;
     planner.judge()
 }
 
@@ -272,6 +276,27 @@ fn hardness(
         }
     }
     Ok(largest)
+}
+
+/// The same plan with its forecasts as weights.
+fn explicit(plan: CachePlan) -> Result<CachePlan> {
+    let timesteps = plan.made_for().timesteps.clone();
+    let steps = plan.steps();
+    plan.clone().with_weights(|row, column| {
+        let computed = (row + 1..steps)
+            .filter(|&r| !plan.reuses(r, column) || plan.made_for().must_compute(r));
+        let order = usize::from(plan.order(row, column));
+        let times: Vec<f64> = computed.take(order + 1).map(|r| timesteps[r]).collect();
+        match plan.weights(row, column) {
+            Some(weights) => Some(weights.to_vec()),
+            None => Some(
+                crate::weights(plan.formula(), &times, timesteps[row])
+                    .iter()
+                    .map(|w| *w as f32)
+                    .collect(),
+            ),
+        }
+    })
 }
 
 fn first_only(steps: usize) -> Pattern {
@@ -339,9 +364,10 @@ impl Planner<'_> {
         let patterns = 3. * f64::from(o.search_trials) * screen + 8. * images;
         let cells = (f64::from(o.cell_rounds) / 2. + 2.) * (4. + 2. * o.probes as f64) * images;
         let learning = 5. * f64::from(o.learn_trajectories) * LEARN_BATCH as f64 + images;
+        let refining = 5. * left * f64::from(o.refine_rounds) * images;
         let choosing = (FINALISTS + 20) as f64 * left * o.choose_images as f64;
         let judging = (7. * left + 2.) * (o.unseen_images * o.unseen_seeds) as f64;
-        known + patterns + cells + learning + choosing + judging
+        known + patterns + cells + learning + refining + choosing + judging
     }
 
     fn note(
@@ -654,6 +680,75 @@ impl Planner<'_> {
         self.done(STAGE)
     }
 
+    /// The weights of the best plan, refined by the gradient of x₀'s error along its own trajectories. A fit makes each feature's error the
+    /// least; what x₀ makes of errors that lean the same way it does not see.
+    fn refine(&mut self) -> Result<()> {
+        const STAGE: &str = "refining forecasts";
+        if self.state.has(STAGE) || self.options.refine_rounds == 0 {
+            return Ok(());
+        }
+        let mut own: Vec<&Tried> = self
+            .state
+            .tried
+            .iter()
+            .filter(|t| self.right(t) && !t.known)
+            .collect();
+        own.sort_by(|a, b| a.error.total_cmp(&b.error));
+        let Some(start) = own.first().and_then(|t| t.plan.clone()) else {
+            return self.done(STAGE);
+        };
+        let start = explicit(start)?;
+        let (steps, modules) = (start.steps(), start.modules());
+        let mut best: Option<(f64, CachePlan)> = None;
+        let mut plan = start;
+        // Adam, for the scales of gradients differ between cells by orders of magnitude.
+        let mut moments = vec![[[0f64; 2]; MAX_ORDER as usize + 1]; steps * modules];
+        for round in 0..=self.options.refine_rounds {
+            let (error, gradients) = sensitivity::gradients(self.setting, &mut self.trials, &plan)?;
+            if best.as_ref().is_none_or(|(least, _)| error < *least) {
+                best = Some((finite(error, "refined forecasts")?, plan.clone()));
+            }
+            self.tell(STAGE)?;
+            let time = i32::try_from(round).unwrap_or(i32::MAX).saturating_add(1);
+            // Falls to nothing, so that the end is calm.
+            let left = 1. - f64::from(round) / f64::from(self.options.refine_rounds + 1);
+            let mut steps_of = vec![Vec::new(); steps * modules];
+            for (cell, moments) in moments.iter_mut().enumerate() {
+                let gradient = &gradients[cell / modules][cell % modules];
+                for (i, (g, [m, v])) in gradient.iter().zip(moments).enumerate() {
+                    *m = 0.9 * *m + 0.1 * g;
+                    *v = 0.99 * *v + 0.01 * g * g;
+                    let (m, v) = (
+                        *m / (1. - 0.9f64.powi(time)),
+                        *v / (1. - 0.99f64.powi(time)),
+                    );
+                    // The newest output itself is far larger than its differences.
+                    let rate = if i == 0 { 0.1 } else { 1. } * REFINE_RATE * left;
+                    steps_of[cell].push(-rate * m / (v.sqrt() + f64::MIN_POSITIVE));
+                }
+            }
+            plan = plan.clone().with_weights(|row, column| {
+                let weights = plan.weights(row, column)?;
+                let step = &steps_of[row * modules + column];
+                let mut new: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
+                for (i, by) in step.iter().enumerate() {
+                    // The difference of order i, by binomial coefficients.
+                    let mut coefficient = 1.;
+                    for (j, w) in new.iter_mut().enumerate().take(i + 1) {
+                        *w += by * coefficient;
+                        coefficient *= -((i - j) as f64) / (j + 1) as f64;
+                    }
+                }
+                Some(new.iter().map(|w| *w as f32).collect())
+            })?;
+        }
+        if let Some((error, plan)) = best {
+            let label = format!("{} rounds", self.options.refine_rounds);
+            self.note("refined", label, false, &plan, error)?;
+        }
+        self.done(STAGE)
+    }
+
     fn changes(&mut self, plan: &CachePlan) -> Result<sensitivity::Changes> {
         let (order, probes) = (self.options.max_order.min(1), self.options.probes);
         sensitivity::changes(self.setting, &mut self.trials, plan, order, probes)
@@ -889,6 +984,8 @@ impl Planner<'_> {
     }
 }
 
+/// The step of a weight in the first rounds of refining.
+const REFINE_RATE: f64 = 0.02;
 /// The most images of anything.
 const MOST: u64 = 1_000_000;
 /// How many of a family are tried on more than the screen's images.

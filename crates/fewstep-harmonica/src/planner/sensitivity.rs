@@ -54,7 +54,7 @@ fn changes_of(
 ) -> Result<Changes> {
     let (steps, modules) = (plan.steps(), plan.modules());
     let course = Course::run(setting, trials, plan)?;
-    let error = course.x[steps].f_sub(&trials.reference.f_to_device(course.x[steps].device())?)?;
+    let error = course.error(trials)?;
     let first = trials.first();
     let mut rng = random::generator(trials.seed, Use::Learning, &[41, first]);
     let mut adjoints = vec![error.shallow_clone()];
@@ -62,97 +62,80 @@ fn changes_of(
         let signs = random::uniform(&mut rng, &error.size(), 1.)?.f_sign()?;
         adjoints.push(signs.f_to_device(error.device())?);
     }
-    let mut of_outputs: Vec<HashMap<(usize, u64), Tensor>> =
-        adjoints.iter().map(|_| HashMap::new()).collect();
     let mut changes = vec![vec![0.; modules]; steps];
     let count = error.numel() as f64 / trials.images() as f64;
     let weights = trials
         .weights
         .f_to_device(error.device())?
         .f_view([-1, 1, 1])?;
-    for index in (0..steps).rev() {
-        let call = setting.sampler.call(index);
-        let x = course.x[index].f_detach()?.f_set_requires_grad(true)?;
-        let histories = course.histories[index]
-            .iter()
-            .map(History::leaves)
-            .collect::<DiffusionResult<Vec<_>>>()?;
-        let mut probe = Probe {
-            plan,
-            order,
-            histories: &histories,
-            call,
-            images: x.size()[0],
-            gates: Vec::with_capacity(modules),
-            computed: Vec::new(),
-            moved: None,
-        };
-        let output = {
-            let (dit, guidance) = (setting.dit, setting.guidance());
-            Guided::new(dit, &trials.labels, guidance, &mut probe)?.denoise(&x, &call)?
-        };
-        let (mut noise, _) = trials.noise()?;
-        let mut state = course.states[index].shallow_clone();
-        let next = setting
-            .sampler
-            .step(&mut state, index, &x, &output, &mut noise)?;
-        let mut inputs = vec![x.shallow_clone()];
-        let mut keys = Vec::new();
-        for (module, history) in histories.iter().enumerate() {
-            for (timestep, output) in history.kept() {
-                keys.push((module, timestep.to_bits()));
-                inputs.push(output.shallow_clone());
-            }
+    let mut see = |k: usize, row: usize, module: usize, gradient: &Tensor| -> Result<()> {
+        let change = &mut changes[row][module];
+        if k == 0 {
+            let along = gradient.f_mul(&weights)?.f_sum(Kind::Double)?;
+            let along = along.f_double_value(&[])?;
+            // To computed where it is reused, else the other way.
+            let delta = if plan.reuses(row, module) { 1. } else { -1. };
+            *change += 2. * delta * along / count;
+        } else {
+            let squares = gradient.f_square()?.f_mul(&weights)?.f_sum(Kind::Double)?;
+            *change += squares.f_double_value(&[])? / (probes as f64 * count);
         }
-        inputs.extend(probe.gates.iter().map(|(_, gate)| gate.shallow_clone()));
-        for (k, (adjoint, of_outputs)) in adjoints.iter_mut().zip(&mut of_outputs).enumerate() {
-            let mut sum = next.f_mul(adjoint)?.f_sum(Kind::Float)?;
-            for (module, output) in &probe.computed {
-                if let Some(a) = of_outputs.remove(&(*module, call.timestep.to_bits())) {
-                    sum = sum.f_add(&output.f_mul(&a)?.f_sum(Kind::Float)?)?;
-                }
-            }
-            let found = Tensor::f_run_backward(&[&sum], &inputs, k < probes, false)?;
-            let mut found = found.into_iter();
-            if let Some(own) = found.next().filter(Tensor::defined) {
-                *adjoint = own;
-            }
-            for (key, gradient) in keys.iter().zip(&mut found) {
-                if gradient.defined() {
-                    let sum = match of_outputs.remove(key) {
-                        Some(earlier) => earlier.f_add(&gradient)?,
-                        None => gradient,
-                    };
-                    of_outputs.insert(*key, sum);
-                }
-            }
-            for ((module, _), gradient) in probe.gates.iter().zip(found) {
-                if !gradient.defined() {
-                    continue;
-                }
-                let change = &mut changes[call.row][*module];
-                match k {
-                    0 => {
-                        let along = gradient.f_mul(&weights)?.f_sum(Kind::Double)?;
-                        let along = along.f_double_value(&[])?;
-                        // To computed where it is reused, else the other way.
-                        let delta = if plan.reuses(call.row, *module) {
-                            1.
-                        } else {
-                            -1.
-                        };
-                        *change += 2. * delta * along / count;
-                    }
-                    _ => {
-                        let squares = gradient.f_square()?.f_mul(&weights)?.f_sum(Kind::Double)?;
-                        *change += squares.f_double_value(&[])? / (probes as f64 * count);
-                    }
-                }
-            }
-        }
-    }
+        Ok(())
+    };
+    let leaves = Leaves::Gates { order };
+    course.back(setting, trials, plan, leaves, adjoints, &mut see)?;
     Ok(changes)
 }
+
+/// How the mean squared error of x₀ changes with what is added to a reused cell's forecast: `[T][N][k]` for the first k of its last output, the
+/// difference of the last two, the difference of such differences, …; empty where nothing is forecast. With the error itself.
+pub(super) fn gradients(
+    setting: Setting<'_>,
+    trials: &mut Trials<'_>,
+    plan: &CachePlan,
+) -> Result<(f64, Vec<Vec<Vec<f64>>>)> {
+    let mut found = vec![vec![Vec::new(); plan.modules()]; plan.steps()];
+    let mut mse = 0.;
+    for first in (0..trials.images()).step_by(AT_ONCE) {
+        let some = trials.part(first, AT_ONCE as u64)?;
+        let course = Course::run(setting, &some, plan)?;
+        let error = course.error(&some)?;
+        mse += some.mse(&course.x[plan.steps()])?;
+        let count = error.numel() as f64 / some.images() as f64;
+        let weights = some.weights.f_to_device(error.device())?;
+        let weights = weights.f_view([-1, 1, 1, 1])?;
+        let adjoint = error.f_mul(&weights)?.f_mul_scalar(2. / count)?;
+        let mut see = |_: usize, row: usize, module: usize, gradient: &Tensor| -> Result<()> {
+            let gradient = Vec::<f64>::try_from(gradient.f_to_kind(Kind::Double)?)?;
+            let sum: &mut Vec<f64> = &mut found[row][module];
+            sum.resize(gradient.len(), 0.);
+            sum.iter_mut().zip(&gradient).for_each(|(a, b)| *a += b);
+            Ok(())
+        };
+        course.back(
+            setting,
+            &some,
+            plan,
+            Leaves::Weights,
+            vec![adjoint],
+            &mut see,
+        )?;
+    }
+    trials.trajectories += 4. * (1. - plan.mac_saving());
+    Ok((mse, found))
+}
+
+/// What gradients are taken of.
+#[derive(Clone, Copy)]
+enum Leaves {
+    /// Between forecast and computed output, in every cell; a computed cell's forecast is of this order.
+    Gates { order: u8 },
+    /// What is added to the forecasts of reused cells.
+    Weights,
+}
+
+/// Sees the number of an adjoint, row, sub-module and the gradient of its leaf.
+type See<'a> = &'a mut dyn FnMut(usize, usize, usize, &Tensor) -> Result<()>;
 
 /// A trajectory under a plan: latents, outputs and the sampler's memory before each call, and the last latents.
 struct Course {
@@ -162,6 +145,92 @@ struct Course {
 }
 
 impl Course {
+    /// x₀ less the reference.
+    fn error(&self, trials: &Trials<'_>) -> Result<Tensor> {
+        let last = &self.x[self.x.len() - 1];
+        Ok(last.f_sub(&trials.reference.f_to_device(last.device())?)?)
+    }
+
+    /// Goes back call by call with these adjoints of the last latents.
+    fn back(
+        &self,
+        setting: Setting<'_>,
+        trials: &Trials<'_>,
+        plan: &CachePlan,
+        leaves: Leaves,
+        mut adjoints: Vec<Tensor>,
+        see: See<'_>,
+    ) -> Result<()> {
+        let mut of_outputs: Vec<HashMap<(usize, u64), Tensor>> =
+            adjoints.iter().map(|_| HashMap::new()).collect();
+        let last = adjoints.len() - 1;
+        for index in (0..plan.steps()).rev() {
+            let call = setting.sampler.call(index);
+            let x = self.x[index].f_detach()?.f_set_requires_grad(true)?;
+            let histories = self.histories[index]
+                .iter()
+                .map(History::leaves)
+                .collect::<DiffusionResult<Vec<_>>>()?;
+            let mut probe = Probe {
+                plan,
+                kind: leaves,
+                histories: &histories,
+                call,
+                images: x.size()[0],
+                samples: 0,
+                leaves: Vec::with_capacity(plan.modules()),
+                computed: Vec::new(),
+                moved: None,
+            };
+            let output = {
+                let (dit, guidance) = (setting.dit, setting.guidance());
+                Guided::new(dit, &trials.labels, guidance, &mut probe)?.denoise(&x, &call)?
+            };
+            let (mut noise, _) = trials.noise()?;
+            let mut state = self.states[index].shallow_clone();
+            let next = setting
+                .sampler
+                .step(&mut state, index, &x, &output, &mut noise)?;
+            let mut inputs = vec![x.shallow_clone()];
+            let mut keys = Vec::new();
+            for (module, history) in histories.iter().enumerate() {
+                for (timestep, output) in history.kept() {
+                    keys.push((module, timestep.to_bits()));
+                    inputs.push(output.shallow_clone());
+                }
+            }
+            inputs.extend(probe.leaves.iter().map(|(_, leaf)| leaf.shallow_clone()));
+            for (k, (adjoint, of_outputs)) in adjoints.iter_mut().zip(&mut of_outputs).enumerate() {
+                let mut sum = next.f_mul(adjoint)?.f_sum(Kind::Float)?;
+                for (module, output) in &probe.computed {
+                    if let Some(a) = of_outputs.remove(&(*module, call.timestep.to_bits())) {
+                        sum = sum.f_add(&output.f_mul(&a)?.f_sum(Kind::Float)?)?;
+                    }
+                }
+                let found = Tensor::f_run_backward(&[&sum], &inputs, k < last, false)?;
+                let mut found = found.into_iter();
+                if let Some(own) = found.next().filter(Tensor::defined) {
+                    *adjoint = own;
+                }
+                for (key, gradient) in keys.iter().zip(&mut found) {
+                    if gradient.defined() {
+                        let sum = match of_outputs.remove(key) {
+                            Some(earlier) => earlier.f_add(&gradient)?,
+                            None => gradient,
+                        };
+                        of_outputs.insert(*key, sum);
+                    }
+                }
+                for ((module, _), gradient) in probe.leaves.iter().zip(found) {
+                    if gradient.defined() {
+                        see(k, call.row, *module, &gradient)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn run(setting: Setting<'_>, trials: &Trials<'_>, plan: &CachePlan) -> Result<Self> {
         let _guard = tch::no_grad_guard();
         let (mut noise, mut x) = trials.noise()?;
@@ -236,33 +305,63 @@ impl Reuse for Recorder<'_> {
     }
 }
 
-/// One call with gates in every cell that has a history.
+/// One call with leaves in every cell that has a history.
 struct Probe<'a> {
     plan: &'a CachePlan,
-    order: u8,
+    kind: Leaves,
     histories: &'a [History],
     call: Call,
     images: i64,
-    /// A gate for each image, `[images, 1, 1]`.
-    gates: Vec<(usize, Tensor)>,
+    samples: i64,
+    /// A gate for each image, `[images, 1, 1]`, or what is added, `[k]`.
+    leaves: Vec<(usize, Tensor)>,
     computed: Vec<(usize, Tensor)>,
     /// A gate that stands elsewhere, for tests.
     moved: Option<(usize, f64)>,
 }
 
 impl Reuse for Probe<'_> {
+    fn batch(&mut self, samples: i64) {
+        self.samples = samples;
+    }
+
     fn run(
         &mut self,
         module: SubModule,
         compute: &mut dyn FnMut() -> DiffusionResult<Tensor>,
     ) -> DiffusionResult<Tensor> {
         let index = module.index();
+        let decision = self.plan.decision(self.call.row, index);
+        let order = match (self.kind, decision) {
+            (Leaves::Gates { order }, _) => order,
+            (Leaves::Weights, Decision::Reuse(forecast)) => {
+                let history = &self.histories[index];
+                if let Some(value) = history.value(&forecast, self.call.timestep, self.samples)? {
+                    let kept = history.fitting(forecast.outputs(), self.samples)?;
+                    let leaf = Tensor::f_zeros([kept.len() as i64], (Kind::Float, value.device()))?
+                        .f_set_requires_grad(true)?;
+                    let (basis, _) = super::trial::differences(kept)?;
+                    let mut sum = value;
+                    for (i, basis) in basis.iter().enumerate() {
+                        let part = leaf.f_get(i as i64)?.f_to_kind(basis.kind())?;
+                        sum = sum.f_add(&basis.f_mul(&part)?)?;
+                    }
+                    self.leaves.push((index, leaf));
+                    return Ok(sum);
+                }
+                0
+            }
+            (Leaves::Weights, Decision::Compute) => 0,
+        };
         let output = compute()?;
         let samples = output.size()[0];
-        let decision = self.plan.decision(self.call.row, index);
+        if let Leaves::Weights = self.kind {
+            self.computed.push((index, output.shallow_clone()));
+            return Ok(output);
+        }
         let forecast = match decision {
             Decision::Reuse(forecast) => forecast,
-            Decision::Compute => Forecast::Order(self.order, Formula::Polynomial),
+            Decision::Compute => Forecast::Order(order, Formula::Polynomial),
         };
         let value = self.histories[index].value(&forecast, self.call.timestep, samples)?;
         let computed = decision == Decision::Compute || value.is_none();
@@ -279,7 +378,7 @@ impl Reuse for Probe<'_> {
                 let both = gate
                     .f_repeat([samples / self.images, 1, 1])?
                     .f_to_kind(output.kind())?;
-                self.gates.push((index, gate));
+                self.leaves.push((index, gate));
                 value.f_addcmul(&output.f_sub(&value)?, &both)?
             }
         };
@@ -308,11 +407,12 @@ pub(super) fn latents_with_gate(
         let call = setting.sampler.call(index);
         let mut probe = Probe {
             plan,
-            order,
+            kind: Leaves::Gates { order },
             histories: &histories,
             call,
             images: x.size()[0],
-            gates: vec![],
+            samples: 0,
+            leaves: vec![],
             computed: vec![],
             moved: Some((column, open)).filter(|_| call.row == row),
         };

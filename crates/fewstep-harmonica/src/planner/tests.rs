@@ -58,6 +58,7 @@ fn options() -> PlannerOptions {
         unseen_seeds: 2,
         search_trials: 6,
         cell_rounds: 3,
+        refine_rounds: 3,
         probes: 1,
         learn_trajectories: 2,
         ..PlannerOptions::default()
@@ -125,7 +126,11 @@ fn a_plan_lands_within_a_point_of_its_target_and_is_no_worse_than_known_ones_tha
 #[test]
 fn a_search_that_was_stopped_goes_on_to_the_same_plan() {
     let small = Small::new(6, &Guidance::scale(1.5));
-    let options = options();
+    let options = PlannerOptions {
+        // Not the number that its decimal digits are usually read as.
+        target_mac_saving: 41. * 0.01,
+        ..options()
+    };
     let whole = tempfile::tempdir().unwrap();
     let expected = search(&small, &options, whole.path(), None).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -152,6 +157,46 @@ fn a_search_that_was_stopped_goes_on_to_the_same_plan() {
         e.to_string().contains("search.json: expected the options"),
         "{e}"
     );
+}
+
+#[test]
+fn where_guidance_begins_midway_a_plan_saves_what_it_says() {
+    let guidance = Guidance {
+        interval: Some([100., 600.]),
+        ..Guidance::scale(1.5)
+    };
+    let small = Small::new(6, &guidance);
+    let folder = tempfile::tempdir().unwrap();
+    let plan = search(&small, &options(), folder.path(), None)
+        .unwrap()
+        .plan;
+    let mut reuse = crate::CachedReuse::new(crate::Planned(&plan), small.dit.config());
+    let labels = Tensor::from_slice(&[1i64, 2, 3]);
+    let mut noise = fewstep_diffusion::random::ImageNoise::new(0, 0..3);
+    let x = noise.initial([2, 8, 8]).unwrap();
+    let mut denoiser =
+        fewstep_diffusion::Guided::new(&small.dit, &labels, &guidance, &mut reuse).unwrap();
+    let _latents = fewstep_diffusion::sampler::sample(
+        small.sampler.as_ref(),
+        &mut denoiser,
+        &x,
+        &mut noise,
+        &mut |_, _| Ok(()),
+    )
+    .unwrap();
+    assert!((reuse.counts().mac_saving() - plan.mac_saving()).abs() < 1e-9);
+}
+
+#[test]
+fn a_sampler_that_calls_twice_at_a_timestep_is_refused() {
+    let mut small = Small::new(4, &Guidance::scale(1.5));
+    let heun = SamplerOptions::new(SamplerName::Heun, 4);
+    small.sampler = heun.build(&small.noise).unwrap();
+    small.conditions.timesteps = small.sampler.timesteps().iter().rev().copied().collect();
+    let folder = tempfile::tempdir().unwrap();
+    let e = search(&small, &options(), folder.path(), None).unwrap_err();
+    let expected = "the sampler: expected one that calls the model once at a timestep, found two";
+    assert!(e.to_string().starts_with(expected), "{e}");
 }
 
 #[test]
@@ -230,6 +275,42 @@ fn a_sensitivity_without_probes_is_the_derivative_of_the_error() {
                 "row {row}, column {column}: {found}, {expected}"
             );
         }
+    }
+}
+
+#[test]
+fn a_gradient_of_a_weight_is_the_derivative_of_the_error() {
+    let small = Small::new(5, &Guidance::scale(1.5));
+    let mut trials = Trials::new(small.setting(), 3, 9).unwrap();
+    let plan = explicit(crate::policy::taylorseer(&small.conditions, 3, 2, 1).unwrap()).unwrap();
+    let (error, found) = sensitivity::gradients(small.setting(), &mut trials, &plan).unwrap();
+    assert!((trials.error(&plan).unwrap() - error).abs() < 1e-4 * error);
+    let largest = found
+        .iter()
+        .flatten()
+        .flatten()
+        .fold(0f64, |a, b| a.max(b.abs()));
+    for (row, column, i) in [(0, 1, 0), (0, 4, 1), (2, 2, 0), (3, 3, 0), (0, 6, 1)] {
+        let at = |by: f32| {
+            let moved = plan.clone().with_weights(|r, c| {
+                let mut weights = plan.weights(r, c)?.to_vec();
+                if (r, c) == (row, column) {
+                    weights[0] += by;
+                    if i == 1 {
+                        weights[1] -= by;
+                    }
+                }
+                Some(weights)
+            });
+            let mut trials = Trials::new(small.setting(), 3, 9).unwrap();
+            trials.error(&moved.unwrap()).unwrap()
+        };
+        let expected = (at(0.02) - at(-0.02)) / 0.04;
+        let found = found[row][column][i];
+        assert!(
+            (found - expected).abs() < 0.05 * expected.abs() + 0.01 * largest,
+            "row {row}, column {column}, {i}: {found}, {expected}"
+        );
     }
 }
 

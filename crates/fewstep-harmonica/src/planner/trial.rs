@@ -276,22 +276,8 @@ fn least_squares(kept: &[Tensor], target: &Tensor) -> DiffusionResult<Vec<f32>> 
     let wide = |t: &Tensor| -> DiffusionResult<Tensor> {
         Ok(t.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)
     };
-    let mut basis = kept.iter().map(wide).collect::<DiffusionResult<Vec<_>>>()?;
-    let rest = wide(target)?.f_sub(&basis[0])?;
-    // Row i: how basis vector i is made of the outputs.
-    let mut made: Vec<Vec<f64>> = (0..n)
-        .map(|i| (0..n).map(|j| f64::from(u8::from(i == j))).collect())
-        .collect();
-    for order in 1..n {
-        for i in (order..n).rev() {
-            basis[i] = basis[i - 1].f_sub(&basis[i])?;
-            made[i] = made[i - 1]
-                .iter()
-                .zip(&made[i])
-                .map(|(a, b)| a - b)
-                .collect();
-        }
-    }
+    let rest = wide(target)?.f_sub(&wide(&kept[0])?)?;
+    let (basis, made) = differences(kept.iter().map(wide).collect::<DiffusionResult<_>>()?)?;
     let all = Tensor::f_stack(&basis, 0)?;
     let gram = all.f_matmul(&all.f_transpose(0, 1)?)?;
     let right = all.f_mv(&rest)?;
@@ -309,6 +295,25 @@ fn least_squares(kept: &[Tensor], target: &Tensor) -> DiffusionResult<Vec<f32>> 
         }
     }
     Ok(weights.iter().map(|&w| w as f32).collect())
+}
+
+/// Outputs as the newest, the difference of the last two, the difference of such differences, …, and how each is made of the outputs.
+pub(super) fn differences(mut basis: Vec<Tensor>) -> DiffusionResult<(Vec<Tensor>, Vec<Vec<f64>>)> {
+    let n = basis.len();
+    let mut made: Vec<Vec<f64>> = (0..n)
+        .map(|i| (0..n).map(|j| f64::from(u8::from(i == j))).collect())
+        .collect();
+    for order in 1..n {
+        for i in (order..n).rev() {
+            basis[i] = basis[i - 1].f_sub(&basis[i])?;
+            made[i] = made[i - 1]
+                .iter()
+                .zip(&made[i])
+                .map(|(a, b)| a - b)
+                .collect();
+        }
+    }
+    Ok((basis, made))
 }
 
 /// Keeps coefficients of differences that are nothing but rounding small.

@@ -64,6 +64,9 @@ pub struct BudgetArgs {
     /// Rounds of moving single cells
     #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().cell_rounds)]
     cell_rounds: u32,
+    /// Rounds of refining the weights of the best plan's forecasts; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().refine_rounds)]
+    refine_rounds: u32,
     /// Trajectories of Step-wise Denoising Training from the best plan; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = PlannerOptions::default().learn_trajectories)]
     learn_trajectories: u32,
@@ -105,6 +108,7 @@ impl BudgetArgs {
             max_order: self.max_order,
             search_trials: self.search_trials,
             cell_rounds: self.cell_rounds,
+            refine_rounds: self.refine_rounds,
             learn_trajectories: self.learn_trajectories,
             seed: self.seed,
             ..PlannerOptions::default()
