@@ -53,6 +53,13 @@ pub(super) struct JobFolder {
     alone: bool,
 }
 
+impl Drop for JobFolder {
+    /// A child process that is just being started has the lock's file too, until it runs its own program.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
+}
+
 /// Whether a job has begun in this folder.
 pub(super) fn is_job(path: &Path) -> bool {
     path.join(JOB).is_file()
