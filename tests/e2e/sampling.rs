@@ -492,8 +492,8 @@ fn a_plan_is_found_for_a_saving_and_followed() {
         ),
         ("--target-ms 1000000", "error: --target-ms: expected below "),
         (
-            "--target-saving 35% --unseen-images 18446744073709551615",
-            "error: --unseen-images: expected 1 to 1000000, found 18446744073709551615",
+            "--target-saving 35% --choose-images 18446744073709551615",
+            "error: --choose-images: expected 1 to 1000000, found 18446744073709551615",
         ),
         (
             "--target-saving 35% --max-order 5",
