@@ -1,8 +1,9 @@
 //! A plan by budget: the user names the saving, the planner looks for the plan with the least error of x₀.
 //!
 //! It tries every family of known policies, searches whole-step patterns with fitted forecasts from the best of them, moves single cells
-//! by the sensitivity of x₀, and lets Step-wise Denoising Training with the Image-Error Proxy go on from there with hard decisions. What
-//! is best on calibration noise is chosen and judged on noise that nothing was chosen on.
+//! by the sensitivity of x₀, lets Step-wise Denoising Training with the Image-Error Proxy go on from there with hard decisions, and refines
+//! the weights of forecasts by the gradient of x₀'s error. What is best on calibration noise is chosen, and judged on noise that nothing was
+//! chosen on.
 
 mod pattern;
 mod sensitivity;
@@ -22,7 +23,9 @@ use serde::{Deserialize, Serialize};
 use toml::toml;
 
 use crate::learn::{self, ErrorOn, LearnOptions, Mix, Penalty, Proxy};
-use crate::{CachePlan, Error, Formula, MAX_ORDER, Result, RouterInit, Setting, policy};
+use crate::{
+    CachePlan, Conditions, Error, Formula, MAX_ORDER, Result, RouterInit, Setting, policy,
+};
 use pattern::Pattern;
 use state::State;
 pub use state::{forget, target_of};
@@ -148,6 +151,15 @@ impl Tried {
     /// The plan; none for fewer steps.
     pub fn plan(&self) -> Option<&CachePlan> {
         self.plan.as_ref()
+    }
+
+    /// Its error on other noise; none where a sampler with that many steps can't be had any more.
+    fn error_on(&self, trials: &mut Trials<'_>, rivals: &Rivals<'_>) -> Result<Option<f64>> {
+        if let Some(plan) = &self.plan {
+            return trials.error(plan).map(Some);
+        }
+        let sampler = self.fewer_steps.and_then(|n| (rivals.fewer_steps)(n));
+        sampler.map(|s| trials.error_of(s.as_ref())).transpose()
     }
 
     /// Mean of the errors on unseen noise.
@@ -299,6 +311,14 @@ fn explicit(plan: CachePlan) -> Result<CachePlan> {
     })
 }
 
+/// The plan that reuses these cells, `[T][N]`.
+fn of_cells(made_for: &Conditions, cells: &[Vec<bool>]) -> Result<CachePlan> {
+    let settings = toml::Table::new();
+    CachePlan::new(PLANNER, settings, made_for, |row, column| {
+        cells[row][column]
+    })
+}
+
 fn first_only(steps: usize) -> Pattern {
     (0..steps).map(|k| k == 0).collect()
 }
@@ -333,6 +353,14 @@ impl Planner<'_> {
     fn right(&self, t: &Tried) -> bool {
         let more = t.mac_saving - self.target();
         t.plan.is_some() && (-1e-9..=self.tolerance()).contains(&more)
+    }
+
+    /// The planner's own plans that save what was asked for, the least error first.
+    fn own(&self) -> Vec<&Tried> {
+        let all = self.state.tried.iter();
+        let mut own: Vec<&Tried> = all.filter(|t| self.right(t) && !t.known).collect();
+        own.sort_by(|a, b| a.error.total_cmp(&b.error));
+        own
     }
 
     fn best(&self) -> Option<&Tried> {
@@ -500,7 +528,7 @@ impl Planner<'_> {
             let Some(sampler) = (self.rivals.fewer_steps)(steps) else {
                 continue;
             };
-            let fewer = crate::Conditions {
+            let fewer = Conditions {
                 timesteps: sampler.timesteps().iter().rev().copied().collect(),
                 ..conditions.clone()
             };
@@ -687,14 +715,7 @@ impl Planner<'_> {
         if self.state.has(STAGE) || self.options.refine_rounds == 0 {
             return Ok(());
         }
-        let mut own: Vec<&Tried> = self
-            .state
-            .tried
-            .iter()
-            .filter(|t| self.right(t) && !t.known)
-            .collect();
-        own.sort_by(|a, b| a.error.total_cmp(&b.error));
-        let Some(start) = own.first().and_then(|t| t.plan.clone()) else {
+        let Some(start) = self.own().first().and_then(|t| t.plan.clone()) else {
             return self.done(STAGE);
         };
         let start = explicit(start)?;
@@ -732,11 +753,8 @@ impl Planner<'_> {
                 let step = &steps_of[row * modules + column];
                 let mut new: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
                 for (i, by) in step.iter().enumerate() {
-                    // The difference of order i, by binomial coefficients.
-                    let mut coefficient = 1.;
-                    for (j, w) in new.iter_mut().enumerate().take(i + 1) {
-                        *w += by * coefficient;
-                        coefficient *= -((i - j) as f64) / (j + 1) as f64;
+                    for (w, made) in new.iter_mut().zip(trial::difference_weights(i)) {
+                        *w += by * made;
                     }
                 }
                 Some(new.iter().map(|w| *w as f32).collect())
@@ -793,9 +811,7 @@ impl Planner<'_> {
                 saving = less;
             }
         }
-        CachePlan::new(PLANNER, toml::Table::new(), made_for, |row, c| {
-            cells[row][c]
-        })
+        of_cells(made_for, &cells)
     }
 
     /// The plan with `size` reused cells computed and as much work reused elsewhere, and the change that is promised.
@@ -812,9 +828,7 @@ impl Planner<'_> {
             cells[row][c] = false;
             promised += changes[row][c];
         }
-        let opened = CachePlan::new(PLANNER, toml::Table::new(), made_for, |row, c| {
-            cells[row][c]
-        })?;
+        let opened = of_cells(made_for, &cells)?;
         let mut saving = opened.mac_saving();
         let total = made_for.total_macs() as f64;
         for (row, c) in self.flips(plan, changes, false) {
@@ -825,9 +839,7 @@ impl Planner<'_> {
             promised += changes[row][c];
             saving += made_for.macs(row, c) as f64 / total;
         }
-        let plan = CachePlan::new(PLANNER, toml::Table::new(), made_for, |row, c| {
-            cells[row][c]
-        })?;
+        let plan = of_cells(made_for, &cells)?;
         Ok((plan, promised))
     }
 
@@ -898,23 +910,16 @@ impl Planner<'_> {
 
     /// Of the last few the best on noise that nothing was fitted on; beside it the best of each known family, all on unseen noise.
     fn judge(mut self) -> Result<Outcome> {
-        let tried = std::mem::take(&mut self.state.tried);
-        let mut own: Vec<&Tried> = tried.iter().filter(|t| self.right(t) && !t.known).collect();
-        own.sort_by(|a, b| a.error.total_cmp(&b.error));
-        let mut finalists: Vec<Tried> = own.into_iter().take(FINALISTS).cloned().collect();
-        finalists.extend(tried.iter().filter(|t| t.known).cloned());
-        self.state.tried = tried;
+        let own = self.own().into_iter().take(FINALISTS);
+        let known = self.state.tried.iter().filter(|t| t.known);
+        let finalists: Vec<Tried> = own.chain(known).cloned().collect();
         let mut best: Option<Tried> = None;
         let mut families: Vec<Tried> = Vec::new();
         for mut finalist in finalists {
-            finalist.error = match (&finalist.plan, finalist.fewer_steps) {
-                (Some(plan), _) => self.choose.error(plan)?,
-                (None, Some(steps)) => match (self.rivals.fewer_steps)(steps) {
-                    Some(sampler) => self.choose.error_of(sampler.as_ref())?,
-                    None => continue,
-                },
-                (None, None) => continue,
+            let Some(error) = finalist.error_on(&mut self.choose, self.rivals)? else {
+                continue;
             };
+            finalist.error = error;
             self.tell("choosing")?;
             if self.right(&finalist) && best.as_ref().is_none_or(|b| finalist.error < b.error) {
                 best = Some(finalist.clone());
@@ -938,15 +943,8 @@ impl Planner<'_> {
             let noise = seed::derive(self.options.seed, &[42, k]);
             let mut trials = Trials::new(self.setting, noise, self.options.unseen_images)?;
             for t in &mut judged {
-                let error = match (&t.plan, t.fewer_steps) {
-                    (Some(plan), _) => trials.error(plan)?,
-                    (None, Some(steps)) => match (self.rivals.fewer_steps)(steps) {
-                        Some(sampler) => trials.error_of(sampler.as_ref())?,
-                        None => f64::NAN,
-                    },
-                    (None, None) => f64::NAN,
-                };
-                t.unseen.push(error);
+                let error = t.error_on(&mut trials, self.rivals)?;
+                t.unseen.push(error.unwrap_or(f64::NAN));
             }
             self.state.trajectories += trials.work();
             self.tell("judging on unseen noise")?;

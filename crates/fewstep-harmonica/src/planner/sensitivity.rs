@@ -2,9 +2,9 @@
 //!
 //! A gate in every cell mixes forecast (0) and computed output (1). With e = x₀ − reference and J the derivative of x₀ by a gate, the error
 //! after moving the gate by δ is ‖e + δJ‖² up to the curvature of x₀. e·J comes from one backward pass, ‖J‖² from a few with random signs v,
-//! for the mean of (v·J)² is ‖J‖²; each image has gates of its own, and what they say is summed by the images' weights. Passes go backward call by call over stored latents and outputs, so memory holds the graph of one call,
-//! and the computed outputs of the whole trajectory, of a few images at a time.
-//! What a multistep sampler remembers is taken as given.
+//! for the mean of (v·J)² is ‖J‖²; each image has gates of its own, and what they say is summed by the images' weights. Passes go backward
+//! call by call over stored latents and outputs, so memory holds the graph of one call, and the computed outputs of the whole trajectory,
+//! of a few images at a time. What a multistep sampler remembers is taken as given.
 
 use std::collections::HashMap;
 
@@ -125,6 +125,22 @@ pub(super) fn gradients(
     Ok((mse, found))
 }
 
+/// The latents after a call.
+fn step(
+    setting: Setting<'_>,
+    trials: &Trials<'_>,
+    reuse: &mut dyn Reuse,
+    state: &mut SamplerState,
+    call: &Call,
+    x: &Tensor,
+) -> Result<Tensor> {
+    let (mut noise, _) = trials.noise()?;
+    let (dit, guidance) = (setting.dit, setting.guidance());
+    let output = Guided::new(dit, &trials.labels, guidance, reuse)?.denoise(x, call)?;
+    let sampler = setting.sampler;
+    Ok(sampler.step(state, call.index, x, &output, &mut noise)?)
+}
+
 /// What gradients are taken of.
 #[derive(Clone, Copy)]
 enum Leaves {
@@ -182,15 +198,8 @@ impl Course {
                 computed: Vec::new(),
                 moved: None,
             };
-            let output = {
-                let (dit, guidance) = (setting.dit, setting.guidance());
-                Guided::new(dit, &trials.labels, guidance, &mut probe)?.denoise(&x, &call)?
-            };
-            let (mut noise, _) = trials.noise()?;
             let mut state = self.states[index].shallow_clone();
-            let next = setting
-                .sampler
-                .step(&mut state, index, &x, &output, &mut noise)?;
+            let next = step(setting, trials, &mut probe, &mut state, &call, &x)?;
             let mut inputs = vec![x.shallow_clone()];
             let mut keys = Vec::new();
             for (module, history) in histories.iter().enumerate() {
@@ -233,7 +242,7 @@ impl Course {
 
     fn run(setting: Setting<'_>, trials: &Trials<'_>, plan: &CachePlan) -> Result<Self> {
         let _guard = tch::no_grad_guard();
-        let (mut noise, mut x) = trials.noise()?;
+        let (_, mut x) = trials.noise()?;
         let mut recorder = Recorder {
             plan,
             histories: (0..plan.modules()).map(|_| History::default()).collect(),
@@ -257,12 +266,7 @@ impl Course {
             );
             course.states.push(state.shallow_clone());
             let call = setting.sampler.call(index);
-            let (dit, guidance) = (setting.dit, setting.guidance());
-            let output =
-                Guided::new(dit, &trials.labels, guidance, &mut recorder)?.denoise(&x, &call)?;
-            x = setting
-                .sampler
-                .step(&mut state, index, &x, &output, &mut noise)?;
+            x = step(setting, trials, &mut recorder, &mut state, &call, &x)?;
         }
         course.x.push(x);
         Ok(course)
@@ -320,6 +324,25 @@ struct Probe<'a> {
     moved: Option<(usize, f64)>,
 }
 
+impl Probe<'_> {
+    /// A forecast with a leaf that adds multiples of the last output and of its differences; none where there is nothing to forecast from.
+    fn added_to(&mut self, index: usize, forecast: &Forecast) -> DiffusionResult<Option<Tensor>> {
+        let history = &self.histories[index];
+        let Some(mut sum) = history.value(forecast, self.call.timestep, self.samples)? else {
+            return Ok(None);
+        };
+        let kept = history.fitting(forecast.outputs(), self.samples)?;
+        let leaf = Tensor::f_zeros([kept.len() as i64], (Kind::Float, sum.device()))?
+            .f_set_requires_grad(true)?;
+        for (i, basis) in super::trial::differences(kept)?.iter().enumerate() {
+            let part = leaf.f_get(i as i64)?.f_to_kind(basis.kind())?;
+            sum = sum.f_add(&basis.f_mul(&part)?)?;
+        }
+        self.leaves.push((index, leaf));
+        Ok(Some(sum))
+    }
+}
+
 impl Reuse for Probe<'_> {
     fn batch(&mut self, samples: i64) {
         self.samples = samples;
@@ -332,38 +355,27 @@ impl Reuse for Probe<'_> {
     ) -> DiffusionResult<Tensor> {
         let index = module.index();
         let decision = self.plan.decision(self.call.row, index);
-        let order = match (self.kind, decision) {
-            (Leaves::Gates { order }, _) => order,
-            (Leaves::Weights, Decision::Reuse(forecast)) => {
-                let history = &self.histories[index];
-                if let Some(value) = history.value(&forecast, self.call.timestep, self.samples)? {
-                    let kept = history.fitting(forecast.outputs(), self.samples)?;
-                    let leaf = Tensor::f_zeros([kept.len() as i64], (Kind::Float, value.device()))?
-                        .f_set_requires_grad(true)?;
-                    let (basis, _) = super::trial::differences(kept)?;
-                    let mut sum = value;
-                    for (i, basis) in basis.iter().enumerate() {
-                        let part = leaf.f_get(i as i64)?.f_to_kind(basis.kind())?;
-                        sum = sum.f_add(&basis.f_mul(&part)?)?;
-                    }
-                    self.leaves.push((index, leaf));
+        let history = &self.histories[index];
+        let order = match self.kind {
+            Leaves::Gates { order } => order,
+            Leaves::Weights => {
+                if let Decision::Reuse(forecast) = decision
+                    && let Some(sum) = self.added_to(index, &forecast)?
+                {
                     return Ok(sum);
                 }
-                0
+                let output = compute()?;
+                self.computed.push((index, output.shallow_clone()));
+                return Ok(output);
             }
-            (Leaves::Weights, Decision::Compute) => 0,
         };
         let output = compute()?;
         let samples = output.size()[0];
-        if let Leaves::Weights = self.kind {
-            self.computed.push((index, output.shallow_clone()));
-            return Ok(output);
-        }
         let forecast = match decision {
             Decision::Reuse(forecast) => forecast,
             Decision::Compute => Forecast::Order(order, Formula::Polynomial),
         };
-        let value = self.histories[index].value(&forecast, self.call.timestep, samples)?;
+        let value = history.value(&forecast, self.call.timestep, samples)?;
         let computed = decision == Decision::Compute || value.is_none();
         let result = match value {
             None => output,
@@ -400,7 +412,7 @@ pub(super) fn latents_with_gate(
     open: f64,
 ) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
-    let (mut noise, mut x) = trials.noise()?;
+    let (_, mut x) = trials.noise()?;
     let mut histories: Vec<History> = (0..plan.modules()).map(|_| History::default()).collect();
     let mut state = SamplerState::default();
     for index in 0..plan.steps() {
@@ -416,15 +428,12 @@ pub(super) fn latents_with_gate(
             computed: vec![],
             moved: Some((column, open)).filter(|_| call.row == row),
         };
-        let (dit, guidance) = (setting.dit, setting.guidance());
-        let output = Guided::new(dit, &trials.labels, guidance, &mut probe)?.denoise(&x, &call)?;
+        let next = step(setting, trials, &mut probe, &mut state, &call, &x)?;
         for (module, output) in probe.computed {
             histories[module].make_room(usize::from(crate::MAX_ORDER) + 1);
             histories[module].push(call.timestep, output);
         }
-        x = setting
-            .sampler
-            .step(&mut state, index, &x, &output, &mut noise)?;
+        x = next;
     }
     Ok(x)
 }

@@ -277,7 +277,7 @@ fn least_squares(kept: &[Tensor], target: &Tensor) -> DiffusionResult<Vec<f32>> 
         Ok(t.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)
     };
     let rest = wide(target)?.f_sub(&wide(&kept[0])?)?;
-    let (basis, made) = differences(kept.iter().map(wide).collect::<DiffusionResult<_>>()?)?;
+    let basis = differences(kept.iter().map(wide).collect::<DiffusionResult<_>>()?)?;
     let all = Tensor::f_stack(&basis, 0)?;
     let gram = all.f_matmul(&all.f_transpose(0, 1)?)?;
     let right = all.f_mv(&rest)?;
@@ -289,31 +289,32 @@ fn least_squares(kept: &[Tensor], target: &Tensor) -> DiffusionResult<Vec<f32>> 
     solve(&mut gram, &mut right);
     let mut weights = vec![0.; n];
     weights[0] = 1.;
-    for (coefficient, made) in right.iter().zip(&made) {
-        for (w, m) in weights.iter_mut().zip(made) {
+    for (i, coefficient) in right.iter().enumerate() {
+        for (w, m) in weights.iter_mut().zip(difference_weights(i)) {
             *w += coefficient * m;
         }
     }
     Ok(weights.iter().map(|&w| w as f32).collect())
 }
 
-/// Outputs as the newest, the difference of the last two, the difference of such differences, …, and how each is made of the outputs.
-pub(super) fn differences(mut basis: Vec<Tensor>) -> DiffusionResult<(Vec<Tensor>, Vec<Vec<f64>>)> {
-    let n = basis.len();
-    let mut made: Vec<Vec<f64>> = (0..n)
-        .map(|i| (0..n).map(|j| f64::from(u8::from(i == j))).collect())
-        .collect();
+/// Outputs, newest first, as the newest, the difference of the last two, the difference of such differences, …
+pub(super) fn differences(mut outputs: Vec<Tensor>) -> DiffusionResult<Vec<Tensor>> {
+    let n = outputs.len();
     for order in 1..n {
         for i in (order..n).rev() {
-            basis[i] = basis[i - 1].f_sub(&basis[i])?;
-            made[i] = made[i - 1]
-                .iter()
-                .zip(&made[i])
-                .map(|(a, b)| a - b)
-                .collect();
+            outputs[i] = outputs[i - 1].f_sub(&outputs[i])?;
         }
     }
-    Ok((basis, made))
+    Ok(outputs)
+}
+
+/// How the difference of order i is made of the outputs, newest first: binomial coefficients of alternating sign.
+pub(super) fn difference_weights(i: usize) -> impl Iterator<Item = f64> {
+    (0..=i).scan(1., move |next, j| {
+        let this = *next;
+        *next *= -((i - j) as f64) / (j + 1) as f64;
+        Some(this)
+    })
 }
 
 /// Keeps coefficients of differences that are nothing but rounding small.
