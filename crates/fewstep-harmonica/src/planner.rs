@@ -5,7 +5,9 @@
 //! the weights of forecasts by the gradient of x₀'s error. What is best on calibration noise is chosen, and judged on noise that nothing was
 //! chosen on.
 
+mod cells;
 mod pattern;
+mod refine;
 mod sensitivity;
 mod state;
 #[cfg(test)]
@@ -288,35 +290,6 @@ fn hardness(
         }
     }
     Ok(largest)
-}
-
-/// The same plan with its forecasts as weights.
-fn explicit(plan: CachePlan) -> Result<CachePlan> {
-    let timesteps = plan.made_for().timesteps.clone();
-    let steps = plan.steps();
-    plan.clone().with_weights(|row, column| {
-        let computed = (row + 1..steps)
-            .filter(|&r| !plan.reuses(r, column) || plan.made_for().must_compute(r));
-        let order = usize::from(plan.order(row, column));
-        let times: Vec<f64> = computed.take(order + 1).map(|r| timesteps[r]).collect();
-        match plan.weights(row, column) {
-            Some(weights) => Some(weights.to_vec()),
-            None => Some(
-                crate::weights(plan.formula(), &times, timesteps[row])
-                    .iter()
-                    .map(|w| *w as f32)
-                    .collect(),
-            ),
-        }
-    })
-}
-
-/// The plan that reuses these cells, `[T][N]`.
-fn of_cells(made_for: &Conditions, cells: &[Vec<bool>]) -> Result<CachePlan> {
-    let settings = toml::Table::new();
-    CachePlan::new(PLANNER, settings, made_for, |row, column| {
-        cells[row][column]
-    })
 }
 
 fn first_only(steps: usize) -> Pattern {
@@ -653,196 +626,6 @@ impl Planner<'_> {
         Ok((best, finite(least, "a plan")?))
     }
 
-    /// Single cells, by the sensitivity of x₀: first to the target, then to and fro.
-    fn cells(&mut self) -> Result<()> {
-        let starts: Vec<CachePlan> = self
-            .state
-            .tried
-            .iter()
-            .filter(|t| t.family == "patterns" && t.label.ends_with(", 1"))
-            .filter_map(|t| t.plan.clone())
-            .collect();
-        for (i, start) in starts.into_iter().enumerate() {
-            let stage = format!("cells from pattern {}", i + 1);
-            if self.state.has(&stage) {
-                continue;
-            }
-            let changes = self.changes(&start)?;
-            let plan = self.to_target(&start, &changes)?;
-            let (plan, error) = self.fit(&plan)?;
-            self.note("cells", format!("pattern {}", i + 1), false, &plan, error)?;
-            self.tell(&stage)?;
-            self.done(&stage)?;
-        }
-        const STAGE: &str = "moving cells";
-        if self.state.has(STAGE) {
-            return Ok(());
-        }
-        let Some(best) = self.best() else {
-            return self.done(STAGE);
-        };
-        let Some(mut plan) = best.plan.clone() else {
-            return self.done(STAGE);
-        };
-        let mut error = best.error;
-        let mut size = (plan.steps() * plan.modules() / 16).max(1);
-        let mut changes = self.changes(&plan)?;
-        for _ in 0..self.options.cell_rounds {
-            let (moved, promised) = self.moved(&plan, &changes, size)?;
-            let enough = moved.mac_saving() >= self.target() - 1e-9;
-            let better = match promised < 0. && enough {
-                true => Some(self.fit(&moved)?).filter(|(_, found)| *found < error),
-                false => None,
-            };
-            self.tell(STAGE)?;
-            match better {
-                Some((fitted, found)) => {
-                    (plan, error) = (fitted, found);
-                    self.note("cells", format!("{size} moved"), false, &plan, error)?;
-                    changes = self.changes(&plan)?;
-                }
-                None if size == 1 => break,
-                None => size = size.div_ceil(2).min(size - 1),
-            }
-        }
-        self.done(STAGE)
-    }
-
-    /// The weights of the best plan, refined by the gradient of x₀'s error along its own trajectories. A fit makes each feature's error the
-    /// least; what x₀ makes of errors that lean the same way it does not see.
-    fn refine(&mut self) -> Result<()> {
-        const STAGE: &str = "refining forecasts";
-        if self.state.has(STAGE) || self.options.refine_rounds == 0 {
-            return Ok(());
-        }
-        let Some(start) = self.own().first().and_then(|t| t.plan.clone()) else {
-            return self.done(STAGE);
-        };
-        let start = explicit(start)?;
-        let (steps, modules) = (start.steps(), start.modules());
-        let mut best: Option<(f64, CachePlan)> = None;
-        let mut plan = start;
-        // Adam, for the scales of gradients differ between cells by orders of magnitude.
-        let mut moments = vec![[[0f64; 2]; MAX_ORDER as usize + 1]; steps * modules];
-        for round in 0..=self.options.refine_rounds {
-            let (error, gradients) = sensitivity::gradients(self.setting, &mut self.trials, &plan)?;
-            if best.as_ref().is_none_or(|(least, _)| error < *least) {
-                best = Some((finite(error, "refined forecasts")?, plan.clone()));
-            }
-            self.tell(STAGE)?;
-            let time = i32::try_from(round).unwrap_or(i32::MAX).saturating_add(1);
-            // Falls to nothing, so that the end is calm.
-            let left = 1. - f64::from(round) / f64::from(self.options.refine_rounds + 1);
-            let mut steps_of = vec![Vec::new(); steps * modules];
-            for (cell, moments) in moments.iter_mut().enumerate() {
-                let gradient = &gradients[cell / modules][cell % modules];
-                for (i, (g, [m, v])) in gradient.iter().zip(moments).enumerate() {
-                    *m = 0.9 * *m + 0.1 * g;
-                    *v = 0.99 * *v + 0.01 * g * g;
-                    let (m, v) = (
-                        *m / (1. - 0.9f64.powi(time)),
-                        *v / (1. - 0.99f64.powi(time)),
-                    );
-                    // The newest output itself is far larger than its differences.
-                    let rate = if i == 0 { 0.1 } else { 1. } * REFINE_RATE * left;
-                    steps_of[cell].push(-rate * m / (v.sqrt() + f64::MIN_POSITIVE));
-                }
-            }
-            plan = plan.clone().with_weights(|row, column| {
-                let weights = plan.weights(row, column)?;
-                let step = &steps_of[row * modules + column];
-                let mut new: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
-                for (i, by) in step.iter().enumerate() {
-                    for (w, made) in new.iter_mut().zip(trial::difference_weights(i)) {
-                        *w += by * made;
-                    }
-                }
-                Some(new.iter().map(|w| *w as f32).collect())
-            })?;
-        }
-        if let Some((error, plan)) = best {
-            let label = format!("{} rounds", self.options.refine_rounds);
-            self.note("refined", label, false, &plan, error)?;
-        }
-        self.done(STAGE)
-    }
-
-    fn changes(&mut self, plan: &CachePlan) -> Result<sensitivity::Changes> {
-        let (order, probes) = (self.options.max_order.min(1), self.options.probes);
-        sensitivity::changes(self.setting, &mut self.trials, plan, order, probes)
-    }
-
-    /// Cells that may be flipped: those that are reused or not, best first by change for an operation.
-    fn flips(
-        &self,
-        plan: &CachePlan,
-        changes: &sensitivity::Changes,
-        reused: bool,
-    ) -> Vec<(usize, usize)> {
-        let made_for = plan.made_for();
-        let mut cells: Vec<(usize, usize)> = (0..plan.steps() - 1)
-            .flat_map(|row| (0..plan.modules()).map(move |c| (row, c)))
-            .filter(|&(row, c)| plan.reuses(row, c) == reused && !made_for.must_compute(row))
-            .collect();
-        let rate = |&(row, c): &(usize, usize)| changes[row][c] / made_for.macs(row, c) as f64;
-        cells.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
-        cells
-    }
-
-    /// The plan with just so many cells flipped that it saves the target.
-    fn to_target(&self, plan: &CachePlan, changes: &sensitivity::Changes) -> Result<CachePlan> {
-        let made_for = plan.made_for();
-        let total = made_for.total_macs() as f64;
-        let mut cells: Vec<Vec<bool>> = (0..plan.steps()).map(|r| plan.row(r).to_vec()).collect();
-        let mut saving = plan.mac_saving();
-        let target = self.target();
-        for (row, c) in self.flips(plan, changes, false) {
-            if saving >= target {
-                break;
-            }
-            cells[row][c] = true;
-            saving += made_for.macs(row, c) as f64 / total;
-        }
-        // What is saved too much is computed where that helps most.
-        for (row, c) in self.flips(plan, changes, true) {
-            let less = saving - made_for.macs(row, c) as f64 / total;
-            if less >= target {
-                cells[row][c] = false;
-                saving = less;
-            }
-        }
-        of_cells(made_for, &cells)
-    }
-
-    /// The plan with `size` reused cells computed and as much work reused elsewhere, and the change that is promised.
-    fn moved(
-        &self,
-        plan: &CachePlan,
-        changes: &sensitivity::Changes,
-        size: usize,
-    ) -> Result<(CachePlan, f64)> {
-        let made_for = plan.made_for();
-        let mut cells: Vec<Vec<bool>> = (0..plan.steps()).map(|r| plan.row(r).to_vec()).collect();
-        let mut promised = 0.;
-        for (row, c) in self.flips(plan, changes, true).into_iter().take(size) {
-            cells[row][c] = false;
-            promised += changes[row][c];
-        }
-        let opened = of_cells(made_for, &cells)?;
-        let mut saving = opened.mac_saving();
-        let total = made_for.total_macs() as f64;
-        for (row, c) in self.flips(plan, changes, false) {
-            if saving >= self.target() {
-                break;
-            }
-            cells[row][c] = true;
-            promised += changes[row][c];
-            saving += made_for.macs(row, c) as f64 / total;
-        }
-        let plan = of_cells(made_for, &cells)?;
-        Ok((plan, promised))
-    }
-
     /// Step-wise Denoising Training from the best plan: decisions are hard, forecasts in the loop, and the penalty is driven to the target.
     fn learn(&mut self) -> Result<()> {
         const STAGE: &str = "learning";
@@ -982,8 +765,6 @@ impl Planner<'_> {
     }
 }
 
-/// The step of a weight in the first rounds of refining.
-const REFINE_RATE: f64 = 0.02;
 /// The most images of anything.
 const MOST: u64 = 1_000_000;
 /// How many of a family are tried on more than the screen's images.

@@ -4,6 +4,7 @@ use fewstep_diffusion::sampler::SamplerName;
 use fewstep_diffusion::{Dit, DitConfig, Guidance, NoiseSchedule, SamplerOptions};
 use tch::Tensor;
 
+use super::refine::explicit;
 use super::*;
 use crate::{Conditions, testing};
 
