@@ -1,5 +1,5 @@
 //! Compiles the C++ shim against the libtorch that torch-sys found, and hands that folder on. Where the headers of CUDA and NCCL are, it
-//! also compiles the library for several ranks on GPUs, which the program opens at run time.
+//! also compiles the library for several ranks on GPUs and for CUDA graphs, which the program opens at run time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,15 +26,16 @@ fn main() -> Result<(), String> {
         .file("cpp/c10d.cpp")
         .file("cpp/neuron.cpp")
         .file("cpp/optim.cpp")
+        .file("cpp/profile.cpp")
         .file("cpp/transformer.cpp")
         .compile("fewstep_shim");
-    if let Some(headers) = headers_of_nccl(root) {
-        let library = out.join("libfewstep_nccl.so");
-        match nccl(root, &headers, &library) {
-            Ok(()) => println!("cargo:rustc-env=FEWSTEP_NCCL={}", library.display()),
+    if let Some(headers) = headers_of_cuda(root) {
+        let library = out.join("libfewstep_cuda.so");
+        match cuda(root, &headers, &library) {
+            Ok(()) => println!("cargo:rustc-env=FEWSTEP_CUDA={}", library.display()),
             // Whoever has no GPU does not miss it.
             Err(reason) => println!(
-                "cargo:warning=several ranks cannot work on GPUs, as cpp/nccl.cpp does not compile: {reason}"
+                "cargo:warning=several ranks on GPUs and CUDA graphs are not to be had, as cpp/nccl.cpp and cpp/cuda_graph.cpp do not compile: {reason}"
             ),
         }
     }
@@ -67,7 +68,7 @@ fn shim(root: &Path) -> cc::Build {
 
 /// Folders with the headers of CUDA and NCCL: `cuda/include` of `cargo xtask setup --cuda`, or NVIDIA's packages beside Python's torch.
 /// `None` where one of the headers is missing.
-fn headers_of_nccl(root: &Path) -> Option<Vec<PathBuf>> {
+fn headers_of_cuda(root: &Path) -> Option<Vec<PathBuf>> {
     let root = root.canonicalize().ok()?;
     let mut folders = vec![root.join("cuda/include")];
     if let Ok(packages) = fs::read_dir(root.parent()?.join("nvidia")) {
@@ -89,8 +90,8 @@ fn headers_of_nccl(root: &Path) -> Option<Vec<PathBuf>> {
     needed.iter().all(there).then_some(folders)
 }
 
-/// Compiles `cpp/nccl.cpp` to a library that names no other: what it wants of libtorch is there when the program opens it.
-fn nccl(root: &Path, headers: &[PathBuf], library: &Path) -> Result<(), String> {
+/// Compiles `cpp/nccl.cpp` and `cpp/cuda_graph.cpp` to a library that names no other: what it wants of libtorch is there when the program opens it.
+fn cuda(root: &Path, headers: &[PathBuf], library: &Path) -> Result<(), String> {
     let compiler = shim(root)
         .opt_level(2)
         .pic(true)
@@ -101,7 +102,7 @@ fn nccl(root: &Path, headers: &[PathBuf], library: &Path) -> Result<(), String> 
         .map_err(|e| e.to_string())?;
     let output = compiler
         .to_command()
-        .args(["-shared", "cpp/nccl.cpp", "-o"])
+        .args(["-shared", "cpp/nccl.cpp", "cpp/cuda_graph.cpp", "-o"])
         .arg(library)
         .output()
         .map_err(|e| e.to_string())?;

@@ -100,11 +100,61 @@ impl Guidance {
     }
 }
 
+/// Class labels where a model is, alone and with the null class behind them as guidance wants them.
+#[derive(Debug)]
+pub struct Labels {
+    each: Tensor,
+    and_null: Tensor,
+}
+
+impl Labels {
+    /// For these labels `[N]` (int64).
+    ///
+    /// # Errors
+    /// A label is none of the model's classes.
+    pub fn new(dit: &Dit, labels: &Tensor) -> Result<Self> {
+        let config = dit.config();
+        for label in Vec::<i64>::try_from(labels)? {
+            if !(0..config.label_rows()).contains(&label) {
+                return Err(Error::option(
+                    "label",
+                    format!("0 to {}", config.label_rows() - 1),
+                    label,
+                ));
+            }
+        }
+        let each = labels.f_to_device(dit.device())?;
+        let null = each.f_full_like(config.classes as f64)?;
+        Ok(Self {
+            and_null: Tensor::f_cat(&[&each, &null], 0)?,
+            each,
+        })
+    }
+
+    /// Puts the numbers of `other`, of as many images, into these tensors, which whoever works on them then sees.
+    ///
+    /// # Errors
+    /// Another number of images.
+    pub fn set(&mut self, other: &Self) -> Result<()> {
+        self.each.f_copy_(&other.each)?;
+        self.and_null.f_copy_(&other.and_null)?;
+        Ok(())
+    }
+
+    /// The same tensors.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            each: self.each.shallow_clone(),
+            and_null: self.and_null.shallow_clone(),
+        }
+    }
+}
+
 /// A DiT with labels, guidance and a cache: what a sampler calls.
 pub struct Guided<'a> {
     dit: &'a Dit,
-    labels: Tensor,
-    both: Tensor,
+    labels: Labels,
     guidance: &'a Guidance,
     reuse: &'a mut dyn Reuse,
 }
@@ -120,6 +170,19 @@ impl<'a> Guided<'a> {
         guidance: &'a Guidance,
         reuse: &'a mut dyn Reuse,
     ) -> Result<Self> {
+        Self::with_labels(dit, Labels::new(dit, labels)?, guidance, reuse)
+    }
+
+    /// For labels that are where the model is.
+    ///
+    /// # Errors
+    /// Guidance is asked of a model that was trained without a null class.
+    pub fn with_labels(
+        dit: &'a Dit,
+        labels: Labels,
+        guidance: &'a Guidance,
+        reuse: &'a mut dyn Reuse,
+    ) -> Result<Self> {
         let config = dit.config();
         guidance.validate().map_err(Error::setting)?;
         if guidance.scale != 1. && config.label_rows() == config.classes {
@@ -129,20 +192,8 @@ impl<'a> Guided<'a> {
                 guidance.scale,
             ));
         }
-        for label in Vec::<i64>::try_from(labels)? {
-            if !(0..config.label_rows()).contains(&label) {
-                return Err(Error::option(
-                    "label",
-                    format!("0 to {}", config.label_rows() - 1),
-                    label,
-                ));
-            }
-        }
-        let labels = labels.f_to_device(dit.device())?;
-        let null = labels.f_full_like(config.classes as f64)?;
         Ok(Self {
             dit,
-            both: Tensor::f_cat(&[&labels, &null], 0)?,
             labels,
             guidance,
             reuse,
@@ -157,14 +208,15 @@ impl Denoiser for Guided<'_> {
         let time = |n: i64| Tensor::f_full([n], call.timestep, (Kind::Float, self.dit.device()));
         let output = if self.guidance.applies(call.timestep) {
             let both = Tensor::f_cat(&[x, x], 0)?;
-            let output = self
-                .dit
-                .forward(&both, &time(2 * n)?, &self.both, self.reuse)?;
+            let output =
+                self.dit
+                    .forward(&both, &time(2 * n)?, &self.labels.and_null, self.reuse)?;
             self.guidance
                 .combine(self.dit, &output)?
                 .f_narrow(0, 0, n)?
         } else {
-            self.dit.forward(x, &time(n)?, &self.labels, self.reuse)?
+            self.dit
+                .forward(x, &time(n)?, &self.labels.each, self.reuse)?
         };
         let config = self.dit.config();
         Ok(match config.convention {

@@ -14,6 +14,6 @@ pub mod train;
 
 pub use dit::{Convention, Dit, DitConfig, Reuse, SubModule};
 pub use error::{Error, Result};
-pub use guidance::{Guidance, Guided};
+pub use guidance::{Guidance, Guided, Labels};
 pub use noise::{BetaSchedule, NoiseSchedule};
 pub use sampler::SamplerOptions;

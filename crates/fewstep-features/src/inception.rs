@@ -114,6 +114,15 @@ impl Inception {
         Self::build(Weights::new(tensors, device), path, resize, device)
     }
 
+    /// With pseudo-random weights, the same on every machine: to compare devices and to measure speed, without a download.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn random(resize: Resize, device: Device) -> Result<Self> {
+        let path = Path::new("random weights");
+        Self::build(Weights::random(device), path, resize, device)
+    }
+
     fn build(mut weights: Weights, path: &Path, resize: Resize, device: Device) -> Result<Self> {
         let w = &mut weights;
         let stem = vec![

@@ -39,7 +39,18 @@ impl ResNet56 {
     /// The file can't be read; the error for another network's weights names every tensor that is missing, extra or of
     /// another shape.
     pub fn load(path: &Path, device: Device) -> Result<Self> {
-        let mut weights = Weights::read(path, device)?;
+        Self::build(Weights::read(path, device)?, path, device)
+    }
+
+    /// With pseudo-random weights, the same on every machine: to compare devices and to measure speed, without a download.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn random(device: Device) -> Result<Self> {
+        Self::build(Weights::random(device), Path::new("random weights"), device)
+    }
+
+    fn build(mut weights: Weights, path: &Path, device: Device) -> Result<Self> {
         let w = &mut weights;
         let conv = |w: &mut Weights, name: &str, number: &str, channels, stride| {
             let (conv, norm) = (format!("{name}conv{number}"), format!("{name}bn{number}"));

@@ -10,6 +10,7 @@ use ndarray::{Array4, s};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
+use crate::weights::{mixed, random};
 
 /// Images in a set, and of how many the features are stored.
 const COUNT: usize = 12;
@@ -19,34 +20,6 @@ fn reference() -> Checkpoint {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/inception.safetensors");
     Checkpoint::load(&path).unwrap()
-}
-
-/// The finaliser of MurmurHash3.
-fn mixed(mut x: u32) -> u32 {
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x85EB_CA6B);
-    x ^= x >> 13;
-    x = x.wrapping_mul(0xC2B2_AE35);
-    x ^ (x >> 16)
-}
-
-/// The same numbers as `tensor` in inception.py.
-fn tensor(name: &str, shape: &[i64]) -> Tensor {
-    let seed = name.bytes().fold(0x811C_9DC5_u32, |h, byte| {
-        (h ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    let count: i64 = shape.iter().product();
-    let scale = |u: f64| match name {
-        "fc.weight" => u * 0.8,
-        _ if name.ends_with("conv.weight") => u * (6.0 / (count / shape[0]) as f64).sqrt(),
-        _ if name.ends_with("running_var") => 1.0 + 0.3 * u,
-        _ if name.ends_with("bn.weight") => 1.0 + 0.2 * u,
-        _ => 0.1 * u,
-    };
-    let values: Vec<f32> = (0..count as u32)
-        .map(|i| scale(f64::from(mixed(i.wrapping_add(seed))) / 2f64.powi(31) - 1.0) as f32)
-        .collect();
-    Tensor::from_slice(&values).view(shape)
 }
 
 /// Names and shapes of Inception's tensors, found out by asking it for what it misses.
@@ -86,7 +59,7 @@ fn random_inception() -> BTreeMap<String, Tensor> {
             .map(|d| d.parse().unwrap())
             .collect();
         let name = name.trim_start_matches('`').to_owned();
-        tensors.insert(name.clone(), tensor(&name, &shape));
+        tensors.insert(name.clone(), random(&name, &shape).unwrap());
     }
     assert_eq!(tensors.len(), names.len());
     tensors

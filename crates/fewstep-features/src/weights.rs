@@ -14,6 +14,8 @@ pub(crate) struct Weights {
     tensors: BTreeMap<String, Tensor>,
     wrong: Vec<String>,
     device: Device,
+    /// Whatever is asked for is made by [`random`], of any shape.
+    random: bool,
 }
 
 impl Weights {
@@ -34,11 +36,23 @@ impl Weights {
             tensors,
             wrong: Vec::new(),
             device,
+            random: false,
+        }
+    }
+
+    /// Pseudo-random ones.
+    pub(crate) fn random(device: Device) -> Self {
+        Self {
+            random: true,
+            ..Self::new(BTreeMap::new(), device)
         }
     }
 
     /// f64 on the CPU.
     fn take_double(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        if self.random {
+            return Ok(random(name, shape)?.f_to_kind(Kind::Double)?);
+        }
         let wrong = match self.tensors.remove(name) {
             Some(tensor) if tensor.size() == shape && tensor.is_floating_point() => {
                 return Ok(tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?);
@@ -105,6 +119,34 @@ impl Weights {
             reason: self.wrong.join(", "),
         })
     }
+}
+
+/// Pseudo-random weights, the same on every machine: those of tests/parity/inception.py.
+pub(crate) fn random(name: &str, shape: &[i64]) -> Result<Tensor> {
+    let seed = name.bytes().fold(0x811C_9DC5_u32, |h, byte| {
+        (h ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let count: i64 = shape.iter().product();
+    let scale = |u: f64| match name {
+        "fc.weight" => u * 0.8,
+        _ if shape.len() == 4 => u * (6.0 / (count / shape[0]) as f64).sqrt(),
+        _ if name.ends_with("running_var") => 1.0 + 0.3 * u,
+        _ if name.ends_with(".weight") && shape.len() == 1 => 1.0 + 0.2 * u,
+        _ => 0.1 * u,
+    };
+    let values: Vec<f32> = (0..count as u32)
+        .map(|i| scale(f64::from(mixed(i.wrapping_add(seed))) / 2f64.powi(31) - 1.0) as f32)
+        .collect();
+    Ok(Tensor::f_from_slice(&values)?.f_view(shape)?)
+}
+
+/// The finaliser of MurmurHash3.
+pub(crate) fn mixed(mut x: u32) -> u32 {
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x85EB_CA6B);
+    x ^= x >> 13;
+    x = x.wrapping_mul(0xC2B2_AE35);
+    x ^ (x >> 16)
 }
 
 /// How a convolution moves over its input, and its batch norm's ε.

@@ -365,7 +365,7 @@ impl Planner<'_> {
         let patterns = 3. * f64::from(o.search_trials) * screen + 8. * images;
         let cells = (f64::from(o.cell_rounds) / 2. + 2.) * (4. + 2. * o.probes as f64) * images;
         let learning = 5. * f64::from(o.learn_trajectories) * LEARN_BATCH as f64 + images;
-        let refining = 5. * left * f64::from(o.refine_rounds) * images;
+        let refining = 10. * left * f64::from(o.refine_rounds) * images;
         let choosing = (FINALISTS + 20) as f64 * left * o.choose_images as f64;
         let judging = (7. * left + 2.) * (o.unseen_images * o.unseen_seeds) as f64;
         known + patterns + cells + learning + refining + choosing + judging
@@ -607,20 +607,30 @@ impl Planner<'_> {
             return Ok(f64::INFINITY);
         }
         let order = self.options.max_order;
-        let (_, fitted) = self.screen.fit(&plan, order)?;
-        let taylor = self
-            .screen
-            .error(&plan.with_orders(Formula::Taylor, |_, _| order)?)?;
-        finite(fitted.min(taylor), "a pattern")
+        let (_, mut least) = self.screen.fit(&plan, order)?;
+        for (formula, order) in [
+            (Formula::Taylor, order),
+            (Formula::Polynomial, order.min(SAFE_ORDER)),
+        ] {
+            let plan = plan.clone().with_orders(formula, |_, _| order)?;
+            least = least.min(self.screen.error(&plan)?);
+        }
+        finite(least, "a pattern")
     }
 
     fn fit(&mut self, plan: &CachePlan) -> Result<(CachePlan, f64)> {
         let (mut best, mut least) = self.trials.fit(plan, self.options.max_order)?;
-        for order in 0..=self.options.max_order {
-            let formula = plan.clone().with_orders(Formula::Taylor, |_, _| order)?;
-            let error = self.trials.error(&formula)?;
+        let orders = 0..=self.options.max_order;
+        let formulas = orders.flat_map(|order| {
+            // At orders 0 and 1 both are the same.
+            let polynomial = (order > 1).then_some((Formula::Polynomial, order));
+            [(Formula::Taylor, order)].into_iter().chain(polynomial)
+        });
+        for (formula, order) in formulas {
+            let plan = plan.clone().with_orders(formula, |_, _| order)?;
+            let error = self.trials.error(&plan)?;
             if error < least {
-                (best, least) = (formula, error);
+                (best, least) = (plan, error);
             }
         }
         Ok((best, finite(least, "a plan")?))
@@ -702,6 +712,14 @@ impl Planner<'_> {
             let Some(error) = finalist.error_on(&mut self.choose, self.rivals)? else {
                 continue;
             };
+            tracing::debug!(
+                finalist.family,
+                finalist.label,
+                finalist.mac_saving,
+                found_with = finalist.error,
+                error,
+                "finalist"
+            );
             finalist.error = error;
             self.tell("choosing")?;
             if self.right(&finalist) && best.as_ref().is_none_or(|b| finalist.error < b.error) {
@@ -770,6 +788,8 @@ const MOST: u64 = 1_000_000;
 /// How many of a family are tried on more than the screen's images.
 const OF_A_FAMILY: u32 = 3;
 /// How many plans are chosen from at the end.
-const FINALISTS: usize = 6;
+const FINALISTS: usize = 8;
+/// The order at which a polynomial is nowhere far off.
+const SAFE_ORDER: u8 = 2;
 /// Latents in a batch of the training.
 const LEARN_BATCH: i64 = 8;

@@ -20,12 +20,14 @@
 pub mod checkpoint;
 pub mod device;
 mod error;
+mod graph;
 mod group;
 mod library;
 pub mod ops;
 pub mod optim;
 pub mod options;
 mod precision;
+pub mod profile;
 pub mod seed;
 pub mod torch_file;
 
@@ -35,6 +37,7 @@ pub const LIBTORCH_VERSION: &str = "2.11.0";
 pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;
 pub use error::{Error, Result};
+pub use graph::Replay;
 pub use group::{Group, Messages, Part, Ranks, Reduce, Reducer, Store};
 pub use library::libtorch_bytes;
 pub use optim::{LearningRate, Optimiser, OptimiserConfig, ParameterGroup};

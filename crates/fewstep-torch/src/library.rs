@@ -86,37 +86,34 @@ fn try_open_cuda() -> Result<PathBuf, String> {
     Ok(path.clone())
 }
 
-/// `fewstep_nccl` of our library for several ranks on CUDA. It lies beside the binary, beside libtorch, or where it was built.
-pub(crate) fn nccl() -> Result<*mut libc::c_void, String> {
-    const NAME: &str = "libfewstep_nccl.so";
-    static FOUND: OnceLock<Result<usize, String>> = OnceLock::new();
+/// A function of our library for what needs CUDA's and NCCL's headers: several ranks on GPUs, CUDA graphs. It lies beside the binary,
+/// beside libtorch, or where it was built. Opened once; libtorch's CUDA part must be open.
+pub(crate) fn cuda_function(name: &str) -> Result<*mut libc::c_void, String> {
+    const NAME: &str = "libfewstep_cuda.so";
+    static OPEN: OnceLock<Result<Library, String>> = OnceLock::new();
     let open = || {
         let beside_binary = std::env::current_exe()
             .ok()
             .and_then(|exe| Some(exe.parent()?.join(NAME)));
         let beside_libtorch = folder().map(|folder| folder.join(NAME));
         // Of the build script.
-        let built = option_env!("FEWSTEP_NCCL").map(PathBuf::from);
+        let built = option_env!("FEWSTEP_CUDA").map(PathBuf::from);
         let path = [beside_binary, beside_libtorch, built]
             .into_iter()
             .flatten()
             .find(|path| path.exists())
             .ok_or_else(|| {
-                format!("{NAME} is not there; it is built where `cargo xtask setup --cuda` has installed NCCL's headers")
+                format!("{NAME} is not there; it is built where `cargo xtask setup --cuda` has installed the headers of CUDA and NCCL")
             })?;
         // SAFETY: our own library; it has no initialisers but libtorch's.
-        unsafe {
-            let library = Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL)
-                .map_err(|e| format!("{} could not be opened: {e}", path.display()))?;
-            let function: *mut libc::c_void = *library
-                .get::<*mut libc::c_void>(b"fewstep_nccl")
-                .map_err(|e| format!("{}: {e}", path.display()))?;
-            std::mem::forget(library);
-            Ok(function as usize)
-        }
+        unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }
+            .map_err(|e| format!("{} could not be opened: {e}", path.display()))
     };
-    let found = FOUND.get_or_init(open).clone();
-    found.map(|address| address as *mut libc::c_void)
+    let library = OPEN.get_or_init(open).as_ref().map_err(Clone::clone)?;
+    // SAFETY: an address is all that is taken; whoever calls it knows its type. The library is never closed.
+    unsafe { library.get::<*mut libc::c_void>(name.as_bytes()) }
+        .map(|function| *function)
+        .map_err(|e| format!("{NAME}: {e}"))
 }
 
 #[cfg(test)]
@@ -136,14 +133,14 @@ mod tests {
 
     /// Where this build has made the library: everything that it wants of libtorch is there, GPU or not.
     #[test]
-    fn the_library_for_nccl_opens_once_libtorchs_cuda_part_is_open() {
+    fn the_library_for_cuda_opens_once_libtorchs_cuda_part_is_open() {
         let folder = folder().unwrap();
         let part = [
             folder.join("libtorch_cuda.so"),
             folder.join("../cuda/lib/libtorch_cuda.so"),
         ];
         let (Some(_), Some(part)) = (
-            option_env!("FEWSTEP_NCCL"),
+            option_env!("FEWSTEP_CUDA"),
             part.iter().find(|path| path.exists()),
         ) else {
             eprintln!("skipped: this libtorch has no CUDA part, or no headers of NCCL");
@@ -152,6 +149,9 @@ mod tests {
         // SAFETY: as in `try_open_cuda`; nothing of it is used.
         let part = unsafe { Library::open(Some(part), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
         std::mem::forget(part);
-        assert!(!nccl().unwrap().is_null());
+        for name in ["fewstep_nccl", "fewstep_graph_new", "fewstep_graph_replay"] {
+            assert!(!cuda_function(name).unwrap().is_null());
+        }
+        assert!(cuda_function("fewstep_nothing").is_err());
     }
 }

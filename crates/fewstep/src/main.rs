@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use fewstep::commands::infer::{Infer, infer};
 use fewstep::commands::{
-    bench, compare, data, demo, evaluate, export, import, plan, router, run, sample,
+    bench, check, compare, data, demo, evaluate, export, import, plan, router, run, sample,
 };
 
 /// Networks that pay for time, paying less of it.
@@ -41,6 +41,8 @@ enum Command {
     Data(data::Command),
     /// Measure generated images as published papers do: FID, sFID, Inception Score, precision, recall, KID
     Evaluate(Box<evaluate::Options>),
+    /// Compare a device with the CPU: networks, samplers, learning and training curves
+    Check(check::Options),
     /// Write a trained network for other programs
     Export(export::Options),
     /// Classify images with an exported network, by adding a weight row where a spike is
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Some(Command::Router(c)) => router::router(&c).map(done),
         Some(Command::Data(c)) => data::data(&c).map(done),
         Some(Command::Evaluate(o)) => evaluate::evaluate(&o).map(done),
+        Some(Command::Check(o)) => check::check(&o),
         Some(Command::Export(o)) => export::export(&o).map(done),
         Some(Command::Infer(o)) => infer(&o).map(done),
         Some(Command::Import(o)) => import::import(&o).map(done),

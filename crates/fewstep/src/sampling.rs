@@ -2,11 +2,13 @@
 
 use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::load::{self, LoadOptions};
-use fewstep_diffusion::random::ImageNoise;
+use fewstep_diffusion::random::{ImageNoise, NoiseSource};
 use fewstep_diffusion::sampler::{self, Call, Prediction, Sampler};
 use fewstep_diffusion::{
-    BetaSchedule, Convention, Dit, Error, Guidance, Guided, Result, Reuse, SamplerOptions,
+    BetaSchedule, Convention, Dit, Error, Guidance, Guided, Labels, Result, Reuse, SamplerOptions,
 };
+use fewstep_harmonica::{CachePlan, CachedReuse, Planned};
+use fewstep_torch::Replay;
 use std::path::Path;
 
 use ndarray::Array4;
@@ -118,15 +120,91 @@ impl Job<'_> {
         watch: &mut dyn FnMut(&Call, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let c = self.dit.config();
         let mut noise = ImageNoise::new(self.seed, first..first + labels.len() as u64);
-        let x = noise
-            .initial([c.channels, c.input_size, c.input_size])?
-            .f_to_device(self.dit.device())?;
+        let x = self.initial(first, labels.len())?;
         let labels = Tensor::f_from_slice(labels)?;
         let mut denoiser = Guided::new(self.dit, &labels, self.guidance, reuse)?;
         let x = sampler::sample(self.sampler, &mut denoiser, &x, &mut noise, watch)?;
-        Ok(x.f_to_device(tch::Device::Cpu)?)
+        Ok(x.f_to_device(Device::Cpu)?)
+    }
+
+    /// The noise that images `first..` begin with, where the model is.
+    fn initial(&self, first: u64, images: usize) -> Result<Tensor> {
+        let c = self.dit.config();
+        let noise = ImageNoise::new(self.seed, first..first + images as u64);
+        let x = noise.initial([c.channels, c.input_size, c.input_size])?;
+        Ok(x.f_to_device(self.dit.device())?)
+    }
+}
+
+/// The sampling of whole batches, which on a GPU is recorded as one CUDA graph, all calls of the model together: for a static plan and a
+/// sampler that draws no noise on its way. Elsewhere it is a [`Job`].
+pub struct Recorded<'a> {
+    job: Job<'a>,
+    x: Tensor,
+    labels: Labels,
+    replay: Replay<'a, Tensor, Error>,
+}
+
+impl<'a> Recorded<'a> {
+    /// Samples the first batch, with these labels.
+    ///
+    /// # Errors
+    /// As [`Job::sample`]; a sampler that draws noise; on a GPU, fewstep was built without CUDA's headers.
+    pub fn new(job: Job<'a>, plan: Option<&'a CachePlan>, labels: &[i64]) -> Result<Self> {
+        let _guard = tch::no_grad_guard();
+        let x = job.initial(0, labels.len())?;
+        let labels = Labels::new(job.dit, &Tensor::f_from_slice(labels)?)?;
+        let mut cache = plan.map(|plan| CachedReuse::new(Planned(plan), job.dit.config()));
+        let inputs = (x.shallow_clone(), labels.shallow_clone());
+        let replay = Replay::new(job.dit.device(), move || {
+            let _guard = tch::no_grad_guard();
+            let mut compute_all = ComputeAll;
+            let reuse: &mut dyn Reuse = match &mut cache {
+                Some(cache) => cache,
+                None => &mut compute_all,
+            };
+            let labels = inputs.1.shallow_clone();
+            let mut denoiser = Guided::with_labels(job.dit, labels, job.guidance, reuse)?;
+            sampler::sample(
+                job.sampler,
+                &mut denoiser,
+                &inputs.0,
+                &mut NoNoise,
+                &mut |_, _| Ok(()),
+            )
+        })?;
+        Ok(Self {
+            job,
+            x,
+            labels,
+            replay,
+        })
+    }
+
+    /// Images `first..` with these labels, as many as in the first batch; `[N, C, H, W]` on the CPU.
+    ///
+    /// # Errors
+    /// As [`Job::sample`].
+    pub fn batch(&mut self, first: u64, labels: &[i64]) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        self.x.f_copy_(&self.job.initial(first, labels.len())?)?;
+        let labels = Labels::new(self.job.dit, &Tensor::f_from_slice(labels)?)?;
+        self.labels.set(&labels)?;
+        Ok(self.replay.play()?.f_to_device(Device::Cpu)?)
+    }
+}
+
+/// What is recorded can't draw from the CPU.
+struct NoNoise;
+
+impl NoiseSource for NoNoise {
+    fn noise(&mut self, _: usize, _: &Tensor) -> Result<Tensor> {
+        Err(Error::Option {
+            option: "cuda-graph",
+            expected: "a sampler that draws no noise on its way, such as ddim with eta 0".into(),
+            found: "one that does".into(),
+        })
     }
 }
 

@@ -4,21 +4,39 @@ use super::trial::{self, finite};
 use super::{Planner, sensitivity};
 use crate::{CachePlan, MAX_ORDER, Result};
 
+const REFINED: &str = "refined";
+const REFINED_KNOWN: &str = "refined from a known policy";
 /// The step of a weight in the first rounds of refining.
 const REFINE_RATE: f64 = 0.02;
 
 impl Planner<'_> {
-    /// The weights of the best plan, refined by the gradient of x₀'s error along its own trajectories. A fit makes each feature's error the
-    /// least; what x₀ makes of errors that lean the same way it does not see.
+    /// The weights of the best plans, the planner's own and a known one where that is better, refined by the gradient of x₀'s error along
+    /// their own trajectories. A fit makes each feature's error the least; what x₀ makes of errors that lean the same way it does not see.
     pub(super) fn refine(&mut self) -> Result<()> {
-        const STAGE: &str = "refining forecasts";
-        if self.state.has(STAGE) || self.options.refine_rounds == 0 {
+        if self.options.refine_rounds == 0 {
             return Ok(());
         }
-        let Some(start) = self.own().first().and_then(|t| t.plan.clone()) else {
-            return self.done(STAGE);
+        let start = |known: bool| {
+            let all = self.state.tried.iter();
+            all.filter(|t| t.known == known && self.right(t) && !t.family.starts_with(REFINED))
+                .min_by(|a, b| a.error.total_cmp(&b.error))
+                .cloned()
         };
-        let start = explicit(start)?;
+        let (own, known) = (start(false), start(true));
+        let known = known.filter(|k| own.as_ref().is_none_or(|o| k.error < o.error));
+        for (stage, start) in [(REFINED, own), (REFINED_KNOWN, known)] {
+            if self.state.has(stage) {
+                continue;
+            }
+            if let Some(start) = start.and_then(|t| t.plan) {
+                self.refine_from(stage, explicit(start)?)?;
+            }
+            self.done(stage)?;
+        }
+        Ok(())
+    }
+
+    fn refine_from(&mut self, stage: &str, start: CachePlan) -> Result<()> {
         let (steps, modules) = (start.steps(), start.modules());
         let mut best: Option<(f64, CachePlan)> = None;
         let mut plan = start;
@@ -29,7 +47,14 @@ impl Planner<'_> {
             if best.as_ref().is_none_or(|(least, _)| error < *least) {
                 best = Some((finite(error, "refined forecasts")?, plan.clone()));
             }
-            self.tell(STAGE)?;
+            self.tell(stage)?;
+            // A little of it may be better on other noise than all of it.
+            if [4, 2]
+                .iter()
+                .any(|n| round == self.options.refine_rounds / n)
+            {
+                self.snapshot(stage, round, best.as_ref())?;
+            }
             let time = i32::try_from(round).unwrap_or(i32::MAX).saturating_add(1);
             // Falls to nothing, so that the end is calm.
             let left = 1. - f64::from(round) / f64::from(self.options.refine_rounds + 1);
@@ -60,11 +85,14 @@ impl Planner<'_> {
                 Some(new.iter().map(|w| *w as f32).collect())
             })?;
         }
-        if let Some((error, plan)) = best {
-            let label = format!("{} rounds", self.options.refine_rounds);
-            self.note("refined", label, false, &plan, error)?;
-        }
-        self.done(STAGE)
+        self.snapshot(stage, self.options.refine_rounds, best.as_ref())
+    }
+
+    fn snapshot(&mut self, stage: &str, round: u32, best: Option<&(f64, CachePlan)>) -> Result<()> {
+        let Some((error, plan)) = best else {
+            return Ok(());
+        };
+        self.note(stage, format!("{round} rounds"), false, plan, *error)
     }
 }
 

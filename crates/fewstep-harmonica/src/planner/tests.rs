@@ -125,6 +125,46 @@ fn a_plan_lands_within_a_point_of_its_target_and_is_no_worse_than_known_ones_tha
 }
 
 #[test]
+fn forecasts_are_refined_from_a_known_policy_where_that_is_better_than_what_was_searched() {
+    let small = Small::new(8, &Guidance::scale(1.5));
+    let folder = tempfile::tempdir().unwrap();
+    let good = search(&small, &options(), folder.path(), None)
+        .unwrap()
+        .plan;
+    // One pattern, no cells: a search that finds little.
+    let options = PlannerOptions {
+        search_trials: 1,
+        cell_rounds: 0,
+        learn_trajectories: 0,
+        ..options()
+    };
+    let rivals = Rivals {
+        plans: vec![("given".into(), String::new(), good)],
+        fewer_steps: &|_| None,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let _ = plan(
+        small.setting(),
+        &options,
+        &rivals,
+        folder.path(),
+        &mut |_| Ok(()),
+    )
+    .unwrap();
+    let state = State::open(folder.path(), &options, &small.conditions).unwrap();
+    let least = |of: &dyn Fn(&Tried) -> bool| {
+        let all = state.tried.iter().filter(|t| t.plan.is_some() && of(t));
+        all.map(|t| t.error).fold(f64::INFINITY, f64::min)
+    };
+    let given = least(&|t| t.family == "given");
+    let searched = least(&|t| !t.known && !t.family.starts_with("refined"));
+    let refined = least(&|t| t.family.starts_with("refined"));
+    assert!(given < searched, "{given} {searched}");
+    // Weights are float32.
+    assert!(refined <= given * 1.001, "{refined} {given}");
+}
+
+#[test]
 fn a_search_that_was_stopped_goes_on_to_the_same_plan() {
     let small = Small::new(6, &Guidance::scale(1.5));
     let options = PlannerOptions {

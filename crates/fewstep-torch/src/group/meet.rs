@@ -122,7 +122,7 @@ fn nccl() -> std::result::Result<Option<MakeNccl>, String> {
     if !tch::Cuda::is_available() {
         return Ok(None);
     }
-    crate::library::nccl().map(|address| {
+    crate::library::cuda_function("fewstep_nccl").map(|address| {
         // SAFETY: the function of that name in our own library, `cpp/nccl.cpp`, has this type.
         Some(unsafe { std::mem::transmute::<*mut std::ffi::c_void, MakeNccl>(address) })
     })

@@ -10,7 +10,11 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use fewstep_torch::{DeviceChoice, device, profile};
 use tch::{Device, Kind, Tensor};
+
+use super::tell;
+use crate::report::{Style, text};
 
 /// Options of `fewstep bench`.
 #[derive(Args)]
@@ -18,6 +22,13 @@ use tch::{Device, Kind, Tensor};
 pub struct Options {
     /// Which one: spiking, sampling, events, distributed (a rank of it) or dit-xl
     pub name: String,
+    /// For spiking, sampling and dit-xl: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// For spiking and sampling: run one step of each case under libtorch's profiler as well, print where its time goes, and leave
+    /// traces (for chrome://tracing or Perfetto) there
+    #[arg(long, value_name = "FOLDER")]
+    pub profile: Option<PathBuf>,
     /// Threads of libtorch; for `events` of the engine
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=1024))]
     pub threads: i32,
@@ -44,6 +55,10 @@ pub struct Options {
 /// An unknown name, or libtorch refuses.
 pub fn bench(options: &Options) -> Result<()> {
     tch::set_num_threads(options.threads);
+    let fixed = ["events", "distributed"].contains(&options.name.as_str());
+    if fixed && (options.device != DeviceChoice::Cpu || options.profile.is_some()) {
+        bail!("--device and --profile are for spiking, sampling and dit-xl");
+    }
     match options.name.as_str() {
         "spiking" => spiking::bench(options),
         "sampling" => sampling::bench(options),
@@ -56,16 +71,98 @@ pub fn bench(options: &Options) -> Result<()> {
     }
 }
 
+impl Options {
+    fn device(&self) -> Result<Device> {
+        Ok(device::resolve(self.device)?)
+    }
+
+    /// Runs `step` once under the profiler, where one is asked for, and says what takes its time.
+    fn profiled<T>(&self, name: &str, step: impl FnOnce() -> Result<T>) -> Result<()> {
+        let Some(folder) = &self.profile else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(folder).map_err(super::at(folder, "could not be made"))?;
+        let trace = folder.join(format!("{name}.json"));
+        let device = self.device()?;
+        let start = Instant::now();
+        let step = || step().map_err(Profiled);
+        let (_, seen) = profile::profile(device, Some(&trace), step).map_err(|e| e.0)?;
+        let wall = start.elapsed();
+        let lines = seen.by_name();
+        let share = |t: std::time::Duration| 100. * t.as_secs_f64() / wall.as_secs_f64();
+        let rows: Vec<_> = lines
+            .iter()
+            .take(PROFILE_LINES)
+            .map(|line| {
+                [
+                    line.name.chars().take(60).collect::<String>(),
+                    if line.on_device { "GPU" } else { "CPU" }.to_owned(),
+                    line.calls.to_string(),
+                    format!("{:.2}", line.own_time.as_secs_f64() * 1e3),
+                    format!("{:.1}", share(line.own_time)),
+                ]
+            })
+            .collect();
+        let sum = |on_device: bool| -> f64 {
+            let of = lines.iter().filter(|l| l.on_device == on_device);
+            share(of.map(|l| l.own_time).sum())
+        };
+        let on_gpu = match device {
+            Device::Cpu => String::new(),
+            _ => format!(
+                ", kernels on the GPU {:.0} %; {} reads of a value wait for it",
+                sum(true),
+                seen.calls("aten::_local_scalar_dense")
+            ),
+        };
+        tell(&format!(
+            "{name}: one step, {:.2} ms under the profiler; operators take {:.0} % of it{on_gpu}; trace: {}",
+            wall.as_secs_f64() * 1e3,
+            sum(false),
+            trace.display()
+        ));
+        let header = [
+            "operator or kernel",
+            "on",
+            "calls",
+            "own ms",
+            "% of the step",
+        ];
+        tell(&text(&header, &rows, Style::Plain));
+        Ok(())
+    }
+}
+
+/// Lets an error of a step through the profiler.
+struct Profiled(anyhow::Error);
+
+impl From<fewstep_torch::Error> for Profiled {
+    fn from(e: fewstep_torch::Error) -> Self {
+        Self(e.into())
+    }
+}
+
+const PROFILE_LINES: usize = 15;
+
 /// Milliseconds of each plain product of two 1024 × 1024 matrices: what the machine has to give, 2.147 GFLOP each.
 fn product(options: &Options) -> Result<Vec<f64>> {
-    let on = (Kind::Float, Device::Cpu);
-    let a = Tensor::f_rand([1024, 1024], on)?;
+    let device = options.device()?;
+    let a = Tensor::f_rand([1024, 1024], (Kind::Float, device))?;
     (0..options.warmup + 10 * options.samples)
         .map(|_| {
             let start = Instant::now();
-            let _ = a.f_matmul(&a)?;
+            let product = a.f_matmul(&a)?;
+            wait(&product)?;
             Ok(start.elapsed().as_secs_f64() * 1e3)
         })
         .skip(options.warmup as usize)
         .collect()
+}
+
+/// Waits until a GPU has computed it, by reading one element.
+fn wait(tensor: &Tensor) -> Result<()> {
+    if tensor.device().is_cuda() {
+        let _ = tensor.f_flatten(0, -1)?.f_get(0)?.f_double_value(&[])?;
+    }
+    Ok(())
 }

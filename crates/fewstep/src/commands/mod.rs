@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read, Write, stderr, stdout};
 use std::path::Path;
 
 pub mod bench;
+pub mod check;
 pub mod compare;
 pub mod data;
 pub mod demo;

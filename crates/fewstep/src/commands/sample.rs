@@ -29,7 +29,7 @@ use super::ranks::{Here, RankOptions};
 use super::router::Rule;
 use super::setting::{SamplingArgs, open_model, word};
 use crate::progress::{Progress, ProgressMode};
-use crate::sampling::Job;
+use crate::sampling::{Job, Recorded};
 use folder::{Chunks, JobFolder};
 use manifest::Manifest;
 use output::Targets;
@@ -90,6 +90,9 @@ pub struct Options {
     /// Compute the model in bfloat16
     #[arg(long)]
     bf16: bool,
+    /// On a GPU, record the sampling of a batch as a CUDA graph and play it for each batch: for samplers that draw no noise on their way
+    #[arg(long)]
+    cuda_graph: bool,
     /// Whose conventions the model follows: original or diffusers [default: what the checkpoint says, else original]
     #[arg(long, value_name = "NAME", value_parser = word::<Convention>)]
     convention: Option<Convention>,
@@ -178,6 +181,7 @@ fn follow(options: &Options, here: &Here) -> Result<()> {
         plan: plan.as_ref(),
         vae: vae.as_deref(),
         kept: &kept,
+        record: options.cuda_graph,
     };
     // Counted before the first of this run's shards can be there.
     let earlier = folder.images_there();
@@ -246,6 +250,8 @@ struct Work<'a> {
     plan: Option<&'a CachePlan>,
     vae: Option<&'a dyn Autoencoder>,
     kept: &'a Kept,
+    /// Whether whole batches are recorded.
+    record: bool,
 }
 
 impl Work<'_> {
@@ -264,6 +270,7 @@ impl Work<'_> {
                 folder.chunks().count()
             ));
         }
+        let mut recorded: Option<Recorded<'_>> = None;
         let started = Instant::now();
         let (mut there, mut looked) = (earlier, started);
         folder.fill(|chunk| {
@@ -283,7 +290,15 @@ impl Work<'_> {
                     Some(cache) => cache,
                     None => &mut compute_all,
                 };
-                let latents = self.job.batch(first, &classes, reuse, &mut |_, _| Ok(()))?;
+                let latents = if self.record && classes.len() == self.job.batch_size {
+                    let recorded = match &mut recorded {
+                        Some(recorded) => recorded,
+                        None => recorded.insert(Recorded::new(*self.job, self.plan, &classes)?),
+                    };
+                    recorded.batch(first, &classes)?
+                } else {
+                    self.job.batch(first, &classes, reuse, &mut |_, _| Ok(()))?
+                };
                 let made = match self.vae {
                     Some(vae) => decode(vae, &latents, self.job.dit.device())?,
                     None => latents,

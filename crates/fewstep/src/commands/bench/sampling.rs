@@ -9,11 +9,11 @@ use fewstep_diffusion::sampler::{self, SamplerName};
 use fewstep_diffusion::{Dit, DitConfig, Guidance, Guided, NoiseSchedule, Reuse, SamplerOptions};
 use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, policy};
 use serde_json::{Value, json};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-use super::{Options, product};
+use super::{Options, product, wait};
 use crate::commands::{print, tell};
-use crate::sampling::{Job, labels_in_turn};
+use crate::sampling::{Job, Recorded, labels_in_turn};
 
 const SEED: u64 = 0;
 const BATCH: usize = 8;
@@ -32,7 +32,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         })
         .to_string(),
     )?;
-    let dit = random_dit("S/2")?;
+    let dit = random_dit("S/2")?.to(options.device()?, Kind::Float)?;
     let config = dit.config();
     let guidance = Guidance::scale(GUIDANCE);
     let ddim = SamplerOptions::new(SamplerName::Ddim, STEPS);
@@ -66,6 +66,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         };
         let start = Instant::now();
         let x = job.batch(0, &labels, reuse, &mut |_, _| Ok(()))?;
+        wait(&x)?;
         let ms = start.elapsed().as_secs_f64() * 1e3 / STEPS as f64;
         check_finite(&x)?;
         Ok(ms)
@@ -82,6 +83,15 @@ pub(super) fn bench(options: &Options) -> Result<()> {
             all.push(run(Some(plan))?);
         }
     }
+    // A run is the least that a plan is about; its trace shows the steps one after the other.
+    options.profiled(name, || run(None))?;
+    for (plan_name, plan) in &plans {
+        options.profiled(&format!("{name}-{plan_name}"), || run(Some(plan)))?;
+    }
+    let graphs = match dit.device() {
+        Device::Cpu => Vec::new(),
+        _ => recorded(options, job, &labels, &plans)?,
+    };
     let macs = config.macs().total() * 2 * BATCH as u64;
     let line = |name: &str, ms: &[f64], more: Value| {
         let mut line = json!({"name": name, "ms": ms, "threads": threads, "batch": BATCH});
@@ -96,13 +106,40 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         let more = json!({"against": name, "implied_speedup": 1. / (1. - saving), "mac_saving_percent": 100. * saving});
         line(&format!("{name}-{plan_name}"), ms, more)?;
     }
+    for (plan_name, ms) in &graphs {
+        let more = json!({"against": name, "cuda_graph": true, "judged": false});
+        line(&format!("{name}-{plan_name}-graph"), ms, more)?;
+    }
     Ok(())
+}
+
+/// Milliseconds a step of every plan, and of none, as a CUDA graph.
+fn recorded(
+    options: &Options,
+    job: Job<'_>,
+    labels: &[i64],
+    plans: &[(&str, CachePlan)],
+) -> Result<Vec<(String, Vec<f64>)>> {
+    let uncached = ("uncached", None);
+    let all = plans.iter().map(|(name, plan)| (*name, Some(plan)));
+    std::iter::once(uncached)
+        .chain(all)
+        .map(|(name, plan)| {
+            let mut graph = Recorded::new(job, plan, labels)?;
+            let ms = (0..options.samples).map(|_| {
+                let start = Instant::now();
+                check_finite(&graph.batch(0, labels)?)?;
+                Ok(start.elapsed().as_secs_f64() * 1e3 / STEPS as f64)
+            });
+            Ok((name.to_owned(), ms.collect::<Result<_>>()?))
+        })
+        .collect()
 }
 
 /// One image of 256 × 256 pixels by DiT-XL/2, as latents: 3 steps of DDIM with guidance.
 pub(super) fn dit_xl(options: &Options) -> Result<()> {
     let start = Instant::now();
-    let dit = random_dit("XL/2")?;
+    let dit = random_dit("XL/2")?.to(options.device()?, Kind::Float)?;
     let init_seconds = start.elapsed().as_secs_f64();
     tell(&format!(
         "DiT-XL/2, {:.1} million random weights in {init_seconds:.1} s",
@@ -113,6 +150,7 @@ pub(super) fn dit_xl(options: &Options) -> Result<()> {
     let sampler = SamplerOptions::new(SamplerName::Ddim, 3).build(&NoiseSchedule::default())?;
     let mut noise = ImageNoise::new(SEED, 0..1);
     let x = noise.initial([c.channels, c.input_size, c.input_size])?;
+    let x = x.f_to_device(dit.device())?;
     let mut reuse = ComputeAll;
     let mut denoiser = Guided::new(
         &dit,
@@ -122,7 +160,8 @@ pub(super) fn dit_xl(options: &Options) -> Result<()> {
     )?;
     let mut seconds = Vec::new();
     let mut start = Instant::now();
-    let x = sampler::sample(&*sampler, &mut denoiser, &x, &mut noise, &mut |_, _| {
+    let x = sampler::sample(&*sampler, &mut denoiser, &x, &mut noise, &mut |_, x| {
+        wait(x).map_err(|e| fewstep_diffusion::Error::Stopped(e.to_string()))?;
         seconds.push(start.elapsed().as_secs_f64());
         start = Instant::now();
         Ok(())

@@ -6,9 +6,9 @@ use anyhow::Result;
 use fewstep_spiking::{Forward, Input, LeakOptions, Network, NeuronOptions, zoo};
 use fewstep_torch::{Group, Messages, Optimiser, OptimiserConfig, ParameterGroup, Reducer};
 use serde_json::json;
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
-use super::Options;
+use super::{Options, wait};
 use crate::commands::print;
 
 pub(super) fn bench(options: &Options) -> Result<()> {
@@ -41,7 +41,8 @@ impl Step<'_> {
     pub(super) fn measure(&self, options: &Options) -> Result<(Vec<f64>, Option<Messages>)> {
         tch::manual_seed(0);
         let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
-        let mut network = Network::new(plan, Device::Cpu)?;
+        let device = options.device()?;
+        let mut network = Network::new(plan, device)?;
         let leak = LeakOptions {
             initial: 0.9,
             learnable: false,
@@ -69,34 +70,39 @@ impl Step<'_> {
                 lr_factor: 1.,
             }],
         )?;
-        let images = Tensor::f_rand([self.images, 3, 32, 32], (Kind::Float, Device::Cpu))?;
-        let labels = Tensor::f_randint(10, [self.images], (Kind::Int64, Device::Cpu))?;
-        let mut samples = Vec::new();
-        for step in 0..options.warmup + options.samples {
-            self.group.barrier("a measurement")?;
-            let start = Instant::now();
-            let out = network.forward(
-                Input::Direct(&images),
-                &Forward::spiking(self.timesteps),
-                None,
-            )?;
-            let loss = out.logits.f_cross_entropy_loss(
-                &labels,
-                None::<Tensor>,
-                Reduction::Mean,
-                -100,
-                0.,
-            )?;
+        let images = Tensor::f_rand([self.images, 3, 32, 32], (Kind::Float, device))?;
+        let labels = Tensor::f_randint(10, [self.images], (Kind::Int64, device))?;
+        let mut once = || -> Result<Tensor> {
+            let options = Forward::spiking(self.timesteps);
+            let logits = network
+                .forward(Input::Direct(&images), &options, None)?
+                .logits;
+            let mean = Reduction::Mean;
+            let loss = logits.f_cross_entropy_loss(&labels, None::<Tensor>, mean, -100, 0.)?;
             optimiser.zero_grad();
             match &reducer {
                 Some(reducer) => reducer.backward(&loss)?,
                 None => loss.f_backward()?,
             }
             optimiser.step(1e-4)?;
+            Ok(loss)
+        };
+        let mut samples = Vec::new();
+        for step in 0..options.warmup + options.samples {
+            self.group.barrier("a measurement")?;
+            let start = Instant::now();
+            wait(&once()?)?;
             if step >= options.warmup {
                 samples.push(start.elapsed().as_secs_f64() * 1e3);
             }
         }
+        let name = format!("vgg9-t{}-b{}", self.timesteps, self.images);
+        options.profiled(&name, once)?;
+        options.profiled(&format!("{name}-inference"), || {
+            let _guard = tch::no_grad_guard();
+            let options = Forward::spiking(self.timesteps);
+            Ok(network.forward(Input::Direct(&images), &options, None)?)
+        })?;
         let messages = reducer.as_ref().map(Reducer::messages).transpose()?;
         Ok((samples, messages))
     }
