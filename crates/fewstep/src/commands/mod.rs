@@ -8,6 +8,7 @@ pub mod bench;
 pub mod compare;
 pub mod data;
 pub mod demo;
+pub mod devices;
 mod dit;
 pub mod evaluate;
 pub mod export;
