@@ -96,7 +96,7 @@ def find_libtorch(wanted):
     if root:
         what = f"LIBTORCH is {root}"
     else:
-        what = f"torch of {sys.executable}"
+        what = f"{sys.executable} has a package torch"
         spec = importlib.util.find_spec("torch")
         if spec is None or not spec.submodule_search_locations:
             raise Fault(
