@@ -50,6 +50,48 @@ fn a_truncated_cifar_file_is_named_by_info_and_by_a_run() {
     assert!(!sandbox.path("runs").exists());
 }
 
+/// Whoever packs them needs all of them and no others.
+#[test]
+fn the_files_of_a_data_set_make_the_same_set_elsewhere() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path("elsewhere/cifar-10-batches-bin");
+    cifar(&folder);
+    std::fs::write(folder.join("notes.txt"), "no part of it").unwrap();
+    let files = |words: &[&str]| {
+        let mut command = sandbox.command(&[&["data", "files"], words].concat());
+        // Several folders, as in PATH; the first is not there.
+        let output = command
+            .env("FEWSTEP_DATA", "nowhere:elsewhere")
+            .output()
+            .unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let listed = files(&["cifar10"]);
+    assert_eq!(listed.lines().count(), 6, "{listed}");
+    for file in listed.lines() {
+        let to = sandbox
+            .path("packed/cifar10")
+            .join(Path::new(file).file_name().unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(sandbox.path(file), to).unwrap();
+    }
+    let info = |path: &str| {
+        let said = sandbox.fewstep(&["data", "info", path]).stdout;
+        said.replace(path, "")
+    };
+    assert_eq!(
+        info("packed/cifar10"),
+        info("elsewhere/cifar-10-batches-bin")
+    );
+    assert_eq!(
+        files(&["digits", "--json"]),
+        "{\"folder\":\"\",\"files\":[]}\n"
+    );
+    std::fs::remove_file(folder.join("data_batch_2.bin")).unwrap();
+    assert!(files(&["cifar10"]).contains("data_batch_2.bin: entity not found"));
+    assert!(files(&["cifar11"]).contains("did you mean \"cifar10\""));
+}
+
 #[test]
 fn a_missing_data_set_is_answered_with_where_it_was_looked_for_and_how_to_get_it() {
     let sandbox = Sandbox::new();

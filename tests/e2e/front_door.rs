@@ -9,7 +9,9 @@ fn every_subcommand_has_help_with_an_example() {
         &[][..],
         &["run"],
         &["demo"],
+        &["devices"],
         &["data", "info"],
+        &["data", "files"],
         &["data", "fetch"],
         &["evaluate"],
         &["bench"],
@@ -65,4 +67,21 @@ fn a_device_that_is_not_there_is_refused_in_one_sentence() {
         );
         assert!(!sandbox.path("runs").exists());
     }
+}
+
+#[test]
+fn devices_lists_the_cpu_and_says_why_there_is_no_cuda() {
+    let done = Sandbox::new().fewstep(&["devices"]);
+    assert!(done.ok, "{}", done.stderr);
+    assert!(
+        done.stdout.starts_with("cpu: computes, "),
+        "{}",
+        done.stdout
+    );
+    assert_eq!(
+        done.stdout.contains("no cuda: "),
+        fewstep_torch::device::cuda_devices().is_err(),
+        "{}",
+        done.stdout
+    );
 }

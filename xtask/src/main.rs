@@ -92,6 +92,12 @@ enum Task {
         )]
         arguments: Vec<OsString>,
     },
+    /// Make a small folder that runs fewstep where Python's torch is, without Rust and without a network
+    #[command(
+        after_help = "A file below the current folder has the same path in the bundle, so that commands stay the same.\n\n\
+                      Example: cargo xtask bundle --data cifar10-jpeg --checkpoint runs/cifar10-jpeg-dit/dit.safetensors"
+    )]
+    Bundle(commands::bundle::Options),
     /// Run every test of the workspace
     #[command(after_help = "Example: cargo xtask test --slow")]
     Test {
@@ -122,6 +128,7 @@ fn main() -> ExitCode {
         Task::Other(arguments) => commands::drive::fewstep(&checkout, None, &arguments),
         Task::Test { slow } => commands::test::test(&checkout, slow),
         Task::Ci => commands::ci::ci(&checkout),
+        Task::Bundle(options) => commands::bundle::bundle(&checkout, &options),
         Task::Bench(options) => commands::bench::bench(&checkout, &options),
     });
     done.unwrap_or_else(|error| {

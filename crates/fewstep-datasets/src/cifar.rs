@@ -72,6 +72,13 @@ pub(crate) struct CifarFiles {
     test: Vec<PathBuf>,
 }
 
+impl CifarFiles {
+    /// All of them.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        [&self.train[..], &self.test].concat()
+    }
+}
+
 /// Looks for either layout of either set in `folder` or in the subfolder that the official archive unpacks to.
 ///
 /// Only the given variants count.

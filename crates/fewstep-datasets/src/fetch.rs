@@ -144,7 +144,7 @@ const SOURCES: [Source; 6] = [
 ];
 
 /// Where the weights `inception` or `resnet56` are: in a folder of that name, as [`fetch`] leaves them, or in `weights`,
-/// below `$FEWSTEP_DATA` and then `./data`.
+/// below the folders of `$FEWSTEP_DATA` and then `./data`.
 ///
 /// # Errors
 /// They are not there; the message says where they were looked for and how to get them. Another name.

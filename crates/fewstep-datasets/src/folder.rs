@@ -94,6 +94,21 @@ fn has_classes(folder: &Path) -> Result<bool> {
     Ok(false)
 }
 
+/// Every image of a layout, by class and name.
+pub(crate) fn files(layout: &FolderLayout) -> Result<Vec<PathBuf>> {
+    let roots = match layout {
+        FolderLayout::Split { train, test } => vec![train, test],
+        FolderLayout::Single { root } => vec![root],
+    };
+    let mut found = Vec::new();
+    for root in roots {
+        for class in subfolders(root)? {
+            found.extend(images_in(&class)?);
+        }
+    }
+    Ok(found)
+}
+
 /// Reads a layout as splits named `name`.
 pub(crate) fn read(layout: &FolderLayout, name: &str, options: &FolderOptions) -> Result<Splits> {
     check_options(options)?;

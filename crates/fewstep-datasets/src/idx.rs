@@ -36,6 +36,13 @@ pub(crate) struct IdxFiles {
     test: [PathBuf; 2],
 }
 
+impl IdxFiles {
+    /// All of them.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        [&self.train[..], &self.test].concat()
+    }
+}
+
 /// Looks for `*train-images*`, `*train-labels*` and `*t10k-*` or `*test-*` in a folder; `None` where it has no IDX files.
 pub(crate) fn find(folder: &Path) -> Result<Option<IdxFiles>> {
     let mut files = Vec::new();

@@ -27,6 +27,7 @@ mod dataset;
 mod digits;
 mod error;
 mod fetch;
+mod files;
 mod folder;
 mod idx;
 mod info;
@@ -41,6 +42,7 @@ pub use dataset::{Dataset, ImageShape, MemoryDataset, Splits, Subset, Synthetic}
 pub use digits::digits;
 pub use error::{Error, Result};
 pub use fetch::{FetchProgress, FetchStage, fetch, fetchable, find_weights};
+pub use files::{DataFiles, files};
 pub use folder::FolderOptions;
 pub use info::{Info, SplitInfo, info, info_with};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Shard};

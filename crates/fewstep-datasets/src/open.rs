@@ -70,7 +70,7 @@ pub struct DataSpec {
     /// `digits`, `cifar10`, `cifar100`, `mnist`, `fashion-mnist`, `cifar10-jpeg`, `imagenet`, `idx`, `folder`,
     /// `synthetic[:CxHxW[:classes[:images]]]`, or the name of a folder below the data root.
     pub name: String,
-    /// Where it is. Default: looked for below `$FEWSTEP_DATA`, then `./data`.
+    /// Where it is. Default: looked for below the folders of `$FEWSTEP_DATA` (a list as in `PATH`), then `./data`.
     #[serde(default)]
     pub path: Option<PathBuf>,
     /// How an image folder is read. Default: as it is, `imagenet` at 256 and 224.
@@ -115,11 +115,11 @@ impl DataSpec {
                 None => Err(Error::Unrecognised { path: path.clone() }),
             };
         }
-        self.search()
+        self.read(&self.search()?.1)
     }
 
-    /// Looks in the usual places, in order.
-    fn search(&self) -> Result<Splits> {
+    /// Looks in the usual places, in order; the folder and what is in it.
+    pub(crate) fn search(&self) -> Result<(PathBuf, Layout)> {
         let name = self.name.as_str();
         let mut looked = Vec::new();
         if !["idx", "folder"].contains(&name) {
@@ -127,7 +127,7 @@ impl DataSpec {
                 if path.is_dir()
                     && let Some(layout) = find_kind(name, &path)?
                 {
-                    return self.read(&layout);
+                    return Ok((path, layout));
                 }
                 looked.push(path);
             }
@@ -208,6 +208,15 @@ impl Layout {
         format!("{}, {detail}", self.kind())
     }
 
+    /// The files that it consists of.
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
+        match self {
+            Self::Cifar(files) => Ok(files.paths()),
+            Self::Idx(files) => Ok(files.paths()),
+            Self::Folder(layout) => folder::files(layout),
+        }
+    }
+
     pub(crate) fn read(&self, name: &str, options: &FolderOptions) -> Result<Splits> {
         match self {
             Self::Cifar(files) => cifar::read(files),
@@ -246,12 +255,13 @@ fn find_kind(name: &str, path: &Path) -> Result<Option<Layout>> {
     })
 }
 
-/// `$FEWSTEP_DATA`, if it is set, then `./data`.
+/// The folders of `$FEWSTEP_DATA`, a list as in `PATH`, then `./data`.
 pub(crate) fn data_roots() -> Vec<PathBuf> {
-    let named = std::env::var_os("FEWSTEP_DATA")
-        .filter(|root| !root.is_empty())
-        .map(PathBuf::from);
-    named.into_iter().chain([PathBuf::from("data")]).collect()
+    let named = std::env::var_os("FEWSTEP_DATA").unwrap_or_default();
+    std::env::split_paths(&named)
+        .filter(|root| !root.as_os_str().is_empty())
+        .chain([PathBuf::from("data")])
+        .collect()
 }
 
 /// The folders that may hold a data set of this name.

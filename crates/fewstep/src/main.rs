@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use fewstep::commands::infer::{Infer, infer};
 use fewstep::commands::{
-    bench, check, compare, data, demo, evaluate, export, import, plan, router, run, sample,
+    bench, check, compare, data, demo, devices, evaluate, export, import, plan, router, run, sample,
 };
 
 /// Networks that pay for time, paying less of it.
@@ -36,6 +36,8 @@ enum Command {
     /// Show learned routers; import and export published ones
     #[command(subcommand)]
     Router(router::Command),
+    /// Say which devices answer, and try each
+    Devices(devices::Options),
     /// Look at data sets, or fetch one
     #[command(subcommand)]
     Data(data::Command),
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Some(Command::Sample(o)) => sample::sample(&o).map(done),
         Some(Command::Plan(c)) => plan::plan(&c),
         Some(Command::Router(c)) => router::router(&c).map(done),
+        Some(Command::Devices(o)) => devices::devices(&o).map(done),
         Some(Command::Data(c)) => data::data(&c).map(done),
         Some(Command::Evaluate(o)) => evaluate::evaluate(&o).map(done),
         Some(Command::Check(o)) => check::check(&o),

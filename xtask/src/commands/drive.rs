@@ -37,8 +37,21 @@ pub fn command(checkout: &Checkout) -> Result<Command> {
     Ok(cargo)
 }
 
+/// What cargo has built.
+pub struct Built {
+    /// The binary.
+    pub program: PathBuf,
+    /// The library for several ranks on GPUs and for CUDA graphs, where their headers are.
+    pub cuda: Option<PathBuf>,
+}
+
 /// Builds the binary and says where cargo put it, for those who start it more than once.
 pub fn program(checkout: &Checkout) -> Result<PathBuf> {
+    Ok(build(checkout)?.program)
+}
+
+/// Builds the binary and says where cargo put it and what belongs to it.
+pub fn build(checkout: &Checkout) -> Result<Built> {
     ensure(checkout, false, false)?;
     let output = cargo(checkout, "build")?
         .args(["--bin", "fewstep"])
@@ -50,12 +63,23 @@ pub fn program(checkout: &Checkout) -> Result<PathBuf> {
         output.status.success(),
         "fewstep does not build; cargo has said why"
     );
-    String::from_utf8_lossy(&output.stdout)
+    let messages: Vec<Value> = String::from_utf8_lossy(&output.stdout)
         .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let program = messages
+        .iter()
         .filter(|message| message["target"]["name"] == "fewstep")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo has built fewstep and did not say where it is")
+        .context("cargo has built fewstep and did not say where it is")?;
+    // Set by the build script of fewstep-torch.
+    let cuda = messages
+        .iter()
+        .filter_map(|message| message["env"].as_array())
+        .flatten()
+        .find(|pair| pair[0] == "FEWSTEP_CUDA")
+        .and_then(|pair| pair[1].as_str().map(PathBuf::from));
+    Ok(Built { program, cuda })
 }
 
 /// `cargo WORD --package fewstep` from the user's folder.

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod bench;
+pub mod bundle;
 pub mod ci;
 pub mod doctor;
 pub mod drive;

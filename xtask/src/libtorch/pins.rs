@@ -30,7 +30,7 @@ pub const PIP_TAGS: &[&str] = &[
 const LIB: &str = "lib";
 /// Folder for what is only opened at run time. Not `lib`: torch-sys links `libtorch_cuda.so` where it finds it there.
 const CUDA_LIB: &str = "cuda/lib";
-/// Folder for the headers of CUDA and NCCL, with which fewstep-torch builds its NCCL library.
+/// Folder for the headers of CUDA and NCCL, with which fewstep-torch builds its library for CUDA.
 const CUDA_INCLUDE: &str = "cuda/include";
 
 /// Which parts of libtorch.

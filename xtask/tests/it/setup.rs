@@ -129,7 +129,7 @@ fn cuda_libraries_stay_out_of_the_linkers_sight() {
     assert!(home.join("cuda/lib/libcudnn_cu13.so.1").exists());
     assert!(!home.join("lib/libtorch_cuda.so").exists());
     assert!(!home.join("cuda/lib/cublas.h").exists());
-    // What fewstep-torch builds its NCCL library with, and nothing else.
+    // What fewstep-torch builds its library for CUDA with, and nothing else.
     for header in [
         "cublas.h",
         "crt/host_config.h",

@@ -1,4 +1,4 @@
-//! `fewstep data`: what lies at a path, and fetching data sets from their official addresses.
+//! `fewstep data`: what lies at a path, which files a data set has, and fetching data sets from their official addresses.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,15 @@ pub enum Command {
         /// A folder or file
         path: PathBuf,
         /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the files of a data set, found as a config's is
+    #[command(after_help = "Example: fewstep data files fashion-mnist")]
+    Files {
+        /// As in a config, or the weights inception or resnet56
+        name: String,
+        /// As JSON: the folder, and paths below it
         #[arg(long)]
         json: bool,
     },
@@ -39,7 +48,7 @@ pub enum Command {
 /// Runs a subcommand.
 ///
 /// # Errors
-/// The path is nothing known or damaged; a download fails.
+/// The path is nothing known or damaged; a data set is not there; a download fails.
 pub fn data(command: &Command) -> Result<()> {
     match command {
         Command::Info { path, json } => {
@@ -48,6 +57,16 @@ pub fn data(command: &Command) -> Result<()> {
                 super::print(&serde_json::to_string_pretty(&info)?)?;
             } else {
                 super::print(&info.to_string())?;
+            }
+        }
+        Command::Files { name, json } => {
+            let files = fewstep_datasets::files(name)?;
+            if *json {
+                super::print(&serde_json::to_string(&files)?)?;
+            } else {
+                for file in &files.files {
+                    super::print(&files.folder.join(file).display().to_string())?;
+                }
             }
         }
         Command::Fetch {

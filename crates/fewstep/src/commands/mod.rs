@@ -9,6 +9,7 @@ pub mod check;
 pub mod compare;
 pub mod data;
 pub mod demo;
+pub mod devices;
 mod dit;
 pub mod evaluate;
 pub mod export;
