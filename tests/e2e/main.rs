@@ -11,6 +11,7 @@ mod events;
 mod export;
 mod folder;
 mod front_door;
+mod gpu;
 mod harmonica;
 mod infer;
 mod jobs;
