@@ -28,6 +28,7 @@ pub mod options;
 mod precision;
 pub mod seed;
 pub mod torch_file;
+mod unread;
 
 /// The libtorch that tch 0.24 is made for; its build refuses any other.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
@@ -38,4 +39,5 @@ pub use error::{Error, Result};
 pub use group::{Group, Messages, Part, Ranks, Reduce, Reducer, Store};
 pub use library::libtorch_bytes;
 pub use optim::{LearningRate, Optimiser, OptimiserConfig, ParameterGroup};
-pub use precision::Precision;
+pub use precision::{Precision, Tf32};
+pub use unread::{ReadLoss, UnreadLosses};
