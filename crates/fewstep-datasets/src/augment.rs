@@ -4,6 +4,8 @@
 //! normalisation it is `(0 − mean) / std`. Cutout (DeVries and Taylor 2017) comes after normalisation and writes 0, the
 //! mean colour, as its authors do.
 
+use std::ops::Range;
+
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Luma};
 use ndarray::{Array3, ArrayView3, Axis};
@@ -77,6 +79,32 @@ impl Augment {
         Ok(())
     }
 
+    /// Draws what is done to one image of `height` × `width`, once it is resized where that is asked for.
+    pub(crate) fn draw(&self, (height, width): (usize, usize), random: &mut ChaCha8Rng) -> Choice {
+        let padding = self.crop_padding;
+        let mut offset = || match padding {
+            0 => 0,
+            _ => random.random_range(0..=2 * padding) as i64 - padding as i64,
+        };
+        let (down, right) = (offset(), offset());
+        let mirrored = self.horizontal_flip && random.random::<bool>();
+        let mut span = |length: usize| {
+            if self.cutout == 0 {
+                return 0..0;
+            }
+            let centre = random.random_range(0..length);
+            let start = centre.saturating_sub(self.cutout / 2);
+            start..(centre + self.cutout - self.cutout / 2).min(length)
+        };
+        let hole = [span(height), span(width)];
+        Choice {
+            down,
+            right,
+            mirrored,
+            hole,
+        }
+    }
+
     /// Writes one image, augmented and normalised, as C·H·W floats.
     pub(crate) fn write(
         &self,
@@ -85,35 +113,37 @@ impl Augment {
         table: &Table,
         out: &mut [f32],
     ) {
+        let size = |image: &ArrayView3<'_, u8>| (image.dim().1, image.dim().2);
         match self.random_resized_crop {
             Some(side) => {
-                self.write_moved(resized_crop(image, side, random).view(), random, table, out)
+                let image = resized_crop(image, side, random);
+                let choice = self.draw(size(&image.view()), random);
+                choice.write(image.view(), table, out);
             }
-            None => self.write_moved(image, random, table, out),
+            None => self.draw(size(&image), random).write(image, table, out),
         }
     }
+}
 
-    fn write_moved(
-        &self,
-        image: ArrayView3<'_, u8>,
-        random: &mut ChaCha8Rng,
-        table: &Table,
-        out: &mut [f32],
-    ) {
+/// What was drawn for one image, in the order in which it is done: moved, mirrored, normalised, a hole cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Row of the image that becomes the first row; rows beyond the image are black (raw 0).
+    pub down: i64,
+    /// Column of the image that becomes the first column, or the last one of a mirrored image.
+    pub right: i64,
+    /// Left and right change places.
+    pub mirrored: bool,
+    /// Rows and columns of the result that become the mean colour (0, as it is normalised); empty where nothing is cut.
+    pub hole: [Range<usize>; 2],
+}
+
+impl Choice {
+    fn write(&self, image: ArrayView3<'_, u8>, table: &Table, out: &mut [f32]) {
         let (_, height, width) = image.dim();
-        let padding = self.crop_padding;
-        let mut offset = || {
-            if padding > 0 {
-                random.random_range(0..=2 * padding)
-            } else {
-                padding
-            }
-        };
-        // The window's corner in padded coordinates; `padding` itself is the unmoved image.
-        let (top, left) = (offset(), offset());
-        let mirrored = self.horizontal_flip && random.random::<bool>();
         // Columns of the window that the image covers, and where they begin in the image.
-        let (x0, source_x) = (padding.saturating_sub(left), left.saturating_sub(padding));
+        let x0 = usize::try_from(-self.right).unwrap_or(0);
+        let source_x = usize::try_from(self.right).unwrap_or(0);
         let covered = (width - source_x.min(width)).min(width - x0.min(width));
         for ((plane, values), out) in image
             .outer_iter()
@@ -121,8 +151,8 @@ impl Augment {
             .zip(out.chunks_exact_mut(height * width))
         {
             for (y, row) in out.chunks_exact_mut(width).enumerate() {
-                let source = (y + top)
-                    .checked_sub(padding)
+                let source = usize::try_from(y as i64 + self.down)
+                    .ok()
                     .filter(|&source| source < height);
                 let Some(source) = source.filter(|_| covered > 0) else {
                     row.fill(values[0]);
@@ -141,13 +171,16 @@ impl Augment {
                             *slot = values[usize::from(pixel)];
                         }),
                 }
-                if mirrored {
+                if self.mirrored {
                     row.reverse();
                 }
             }
         }
-        if self.cutout > 0 {
-            cut_out(self.cutout, (height, width), random, out);
+        let [rows, columns] = &self.hole;
+        for plane in out.chunks_exact_mut(height * width) {
+            for y in rows.clone() {
+                plane[y * width..][columns.clone()].fill(0.0);
+            }
         }
     }
 }
@@ -160,7 +193,7 @@ fn fill(row: &mut [f32], pixels: &[u8], values: &[f32; 256]) {
 
 /// The normalised value of every byte, one row a channel.
 #[derive(Debug, Clone)]
-pub(crate) struct Table(Vec<[f32; 256]>);
+pub(crate) struct Table(pub(crate) Vec<[f32; 256]>);
 
 impl Table {
     pub(crate) fn new(statistics: &Statistics) -> Self {
@@ -175,20 +208,6 @@ impl Table {
                 .map(row)
                 .collect(),
         )
-    }
-}
-
-fn cut_out(side: usize, (height, width): (usize, usize), random: &mut ChaCha8Rng, out: &mut [f32]) {
-    let mut span = |length: usize| {
-        let centre = random.random_range(0..length);
-        let start = centre.saturating_sub(side / 2);
-        start..(centre + side - side / 2).min(length)
-    };
-    let (rows, columns) = (span(height), span(width));
-    for plane in out.chunks_exact_mut(height * width) {
-        for y in rows.clone() {
-            plane[y * width..][columns.clone()].fill(0.0);
-        }
     }
 }
 

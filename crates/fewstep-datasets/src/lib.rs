@@ -37,7 +37,7 @@ mod random;
 mod split;
 mod statistics;
 
-pub use augment::Augment;
+pub use augment::{Augment, Choice};
 pub use dataset::{Dataset, ImageShape, MemoryDataset, Splits, Subset, Synthetic};
 pub use digits::digits;
 pub use error::{Error, Result};
@@ -45,7 +45,7 @@ pub use fetch::{FetchProgress, FetchStage, fetch, fetchable, find_weights};
 pub use files::{DataFiles, files};
 pub use folder::FolderOptions;
 pub use info::{Info, SplitInfo, info, info_with};
-pub use loader::{Batch, Epoch, Loader, LoaderOptions, Shard};
+pub use loader::{Batch, Drawn, Epoch, Loader, LoaderOptions, Shard};
 pub use open::{DataSpec, Kind, open};
 pub use split::{stratified_split, stratified_take};
 pub use statistics::{Statistics, statistics};

@@ -12,9 +12,10 @@ use std::thread::JoinHandle;
 
 use ndarray::Array4;
 use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::augment::Table;
+use crate::augment::{Choice, Table};
 use crate::random::{Stream, stream};
 use crate::{Augment, Dataset, Error, ImageShape, Result, Statistics};
 
@@ -92,6 +93,15 @@ pub struct Batch {
     pub labels: Vec<i64>,
     /// N places in the data set.
     pub indices: Vec<usize>,
+}
+
+/// A batch before anything is done: for whoever has the images and follows the choices with other means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// N places in the data set.
+    pub indices: Vec<usize>,
+    /// What was drawn for each.
+    pub choices: Vec<Choice>,
 }
 
 /// Makes the batches of a data set, epoch by epoch.
@@ -185,6 +195,37 @@ impl Loader {
     pub fn images_in(&self, batch: usize) -> usize {
         let (images, size) = (self.shared.dataset.len(), self.shared.options.batch_size);
         images.saturating_sub(batch * size).min(size)
+    }
+
+    /// What [`Batch`]es hold for every byte of a pixel, one row a channel.
+    pub fn normalised(&self) -> &[[f32; 256]] {
+        &self.shared.table.0
+    }
+
+    /// What the batches of epoch `epoch` are made of: `Choice`s that, followed, give what [`epoch`](Self::epoch) gives.
+    ///
+    /// # Errors
+    /// The augmentation is a random resized crop, which is more than a choice.
+    pub fn drawn(&self, epoch: u64) -> Result<impl Iterator<Item = Drawn> + use<>> {
+        let shared = self.shared.clone();
+        if shared.options.augment.random_resized_crop.is_some() {
+            return Err(Error::Option {
+                option: "random_resized_crop",
+                what: "resizes images, which is done on the CPU alone; expected none where images are augmented on the device".into(),
+            });
+        }
+        let size = (self.shared.shape.height, self.shared.shape.width);
+        let skip = self.shared.options.skip;
+        let plan = Plan::new(shared.clone(), epoch, skip, self.batches_per_epoch());
+        Ok((skip..plan.end).map(move |batch| {
+            let indices = plan.indices(batch).to_vec();
+            let choices = indices.iter().map(|&index| {
+                let mut random = shared.random(epoch, index);
+                shared.options.augment.draw(size, &mut random)
+            });
+            let choices = choices.collect();
+            Drawn { indices, choices }
+        }))
     }
 
     /// The batches of epoch `epoch`, in order. Dropping the iterator stops its thread.
@@ -281,6 +322,15 @@ impl Plan {
             end: batches,
         }
     }
+
+    /// Places in the data set of this rank's part of a batch.
+    fn indices(&self, batch: usize) -> &[usize] {
+        let options = &self.shared.options;
+        let start = batch * options.batch_size;
+        let end = (start + options.batch_size).min(self.order.len());
+        let indices = &self.order[start..end];
+        &indices[options.shard.of(indices.len())]
+    }
 }
 
 impl Iterator for Plan {
@@ -290,12 +340,8 @@ impl Iterator for Plan {
         if self.next >= self.end {
             return None;
         }
-        let size = self.shared.options.batch_size;
-        let start = self.next * size;
-        let indices = &self.order[start..(start + size).min(self.order.len())];
-        let indices = &indices[self.shared.options.shard.of(indices.len())];
         let made = catch_unwind(AssertUnwindSafe(|| {
-            self.shared.assemble(self.epoch, indices)
+            self.shared.assemble(self.epoch, self.indices(self.next))
         }));
         let batch = made.unwrap_or_else(|panic| {
             Err(Error::Worker {
@@ -314,6 +360,11 @@ impl Iterator for Plan {
 }
 
 impl Shared {
+    /// The stream of one image's augmentation.
+    fn random(&self, epoch: u64, index: usize) -> ChaCha8Rng {
+        stream(self.options.seed, epoch, index as u64, Stream::Augment)
+    }
+
     fn assemble(&self, epoch: u64, indices: &[usize]) -> Result<Batch> {
         let ImageShape {
             channels,
@@ -330,7 +381,7 @@ impl Shared {
                 Some(_) => self.dataset.uncropped(index)?,
                 None => self.dataset.image(index)?,
             };
-            let mut random = stream(self.options.seed, epoch, index as u64, Stream::Augment);
+            let mut random = self.random(epoch, index);
             self.options
                 .augment
                 .write(image.view(), &mut random, &self.table, out);

@@ -58,6 +58,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there was not enough memory, so that smaller batches may help.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Torch(e) if e.is_out_of_memory())
+    }
+
     /// What a `validate` returns, as an error.
     pub(crate) fn setting((option, reason): (&'static str, String)) -> Self {
         Self::Setting { option, reason }

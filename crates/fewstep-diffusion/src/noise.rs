@@ -2,6 +2,7 @@
 //!
 //! x_t = √ᾱ_t · x₀ + √(1 − ᾱ_t) · ε, with ᾱ_t the product of 1 − β up to t (DDPM, arXiv 2006.11239, equation 4).
 
+use fewstep_torch::device::send;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -190,10 +191,9 @@ impl NoiseSchedule {
         if let Some(n) = shape.first_mut() {
             *n = -1;
         }
-        let alpha_bar = Tensor::f_from_slice(&self.alphas_cumprod)?
-            .f_to_device(x0.device())?
-            .f_index_select(0, &t.f_to_device(x0.device())?)?
-            .f_view(shape.as_slice())?;
+        // Looked up where the timesteps are: numbers of a step go to a GPU without a wait, and none come back.
+        let all = send(&Tensor::f_from_slice(&self.alphas_cumprod)?, t.device())?;
+        let alpha_bar = send(&all.f_index_select(0, t)?, x0.device())?.f_view(shape.as_slice())?;
         let signal = alpha_bar.f_sqrt()?.f_to_kind(x0.kind())?;
         let sigma = alpha_bar
             .f_neg()?

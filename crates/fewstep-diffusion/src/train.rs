@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fewstep_datasets::{Augment, Batch, Dataset, Loader, LoaderOptions, Shard, Statistics};
+use fewstep_torch::device::send;
 use fewstep_torch::options::expect;
 use fewstep_torch::{
-    Checkpoint, Group, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, Part, Reducer,
-    checkpoint, seed,
+    Checkpoint, Group, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, Part, Precision,
+    Reducer, UnreadLosses, checkpoint, seed,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,12 @@ pub struct TrainOptions {
     pub noise: BetaSchedule,
     /// Augmentation of training images.
     pub augment: Augment,
+    /// The number format of the forward pass while training; the validation loss is in float32.
+    pub precision: Precision,
+    /// Steps from one look at the loss to the next. A look waits for the device; a loss that is no number is found that much later.
+    /// Default: 1, on CUDA 20.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_loss_every: Option<usize>,
     /// Steps between checkpoints.
     pub checkpoint_every: u32,
     /// Validation images that the loss is measured on at each checkpoint.
@@ -86,6 +93,8 @@ impl Default for TrainOptions {
             loss: Loss::Mse,
             noise: BetaSchedule::default(),
             augment: Augment::default(),
+            precision: Precision::Float32,
+            read_loss_every: None,
             checkpoint_every: 1000,
             validation_images: 512,
         }
@@ -131,11 +140,27 @@ impl TrainOptions {
             &self.ema,
         )?;
         expect(
+            self.read_loss_every != Some(0),
+            "read_loss_every",
+            "at least 1",
+            &self.read_loss_every,
+        )?;
+        expect(
             self.checkpoint_every > 0,
             "checkpoint_every",
             "at least 1",
             &self.checkpoint_every,
         )
+    }
+
+    /// The learning rate of step `step`, from 1.
+    fn rate(&self, step: u32) -> f64 {
+        self.learning_rate * self.schedule.factor(f64::from(step - 1), self.steps)
+    }
+
+    /// Whether all is written down after `step` steps.
+    fn is_checkpoint(&self, step: u32) -> bool {
+        step % self.checkpoint_every == 0 || step == self.steps
     }
 }
 
@@ -228,14 +253,11 @@ pub fn train(
             u64::from(trainer.step) % per_epoch,
         );
         for batch in trainer.loader.epoch_from(epoch, first as usize) {
-            let (loss, learning_rate) = trainer.take_step(&batch?, reducer.as_ref())?;
+            for event in trainer.take_step(&batch?, reducer.as_ref())? {
+                observe(&event)?;
+            }
             let step = trainer.step;
-            observe(&TrainEvent::Step {
-                step,
-                loss,
-                learning_rate,
-            })?;
-            if step % options.checkpoint_every == 0 || step == options.steps {
+            if options.is_checkpoint(step) {
                 let validation_loss = trainer.validation_loss()?;
                 observe(&TrainEvent::Checkpoint {
                     step,
@@ -265,6 +287,7 @@ struct Trainer<'a> {
     group: &'a Group,
     seed: u64,
     step: u32,
+    unread: UnreadLosses,
 }
 
 /// This process's share of the work on each batch.
@@ -357,45 +380,46 @@ impl<'a> Trainer<'a> {
             group,
             seed: run_seed,
             step: 0,
+            unread: UnreadLosses::new(options.read_loss_every, device),
             options,
             dit,
             average,
         })
     }
 
-    /// One step on this rank's part of a batch. Returns the loss of the whole batch and the learning rate.
-    fn take_step(&mut self, batch: &Batch, reducer: Option<&Reducer>) -> Result<(f64, f64)> {
+    /// One step on this rank's part of a batch. Returns the steps whose losses were read: of whole batches, up to this one.
+    fn take_step(&mut self, batch: &Batch, reducer: Option<&Reducer>) -> Result<Vec<TrainEvent>> {
         let o = self.options;
+        let device = self.dit.device();
+        let _tf32 = o.precision.tf32()?;
         let mut rng = random::generator(self.seed, Use::Training, &[u64::from(self.step)]);
         // Incomplete batches are left out.
         let part = self.group.part(self.loader.images_in(0) as i64);
         let (images, labels) = to_tensors(batch)?;
         let labels = self.drop_labels(&labels, &part, &mut rng)?;
         let drawn = self.draw(&part, &mut rng)?;
-        let loss = self.loss(&self.dit, &images, &labels, &drawn, o.loss)?;
-        let mut value = [loss.f_double_value(&[])? * part.weight()];
-        self.group.sum("the loss", &mut value)?;
-        let [value] = value;
+        let loss = o.precision.run(device, || {
+            self.loss(&self.dit, &images, &labels, &drawn, o.loss)
+        })?;
         self.step += 1;
-        if !value.is_finite() {
-            return Err(Error::Diverged {
-                step: u64::from(self.step),
-                loss: value,
-            });
-        }
+        self.unread.push(&loss, part.weight())?;
+        let read = match self.unread.is_full() || o.is_checkpoint(self.step) {
+            true => self.read()?,
+            false => Vec::new(),
+        };
         self.optimiser.zero_grad();
         match reducer {
             // The mean over ranks of this is the mean over the batch.
             Some(reducer) => {
-                reducer.backward(&(loss * (part.weight() * self.group.world() as f64)))?;
+                let share = part.weight() * self.group.world() as f64;
+                reducer.backward(&loss.f_mul_scalar(share)?)?;
             }
             None => loss.f_backward()?,
         }
         if let Some(largest) = o.gradient_clip {
             clip(&self.dit.parameters(), largest)?;
         }
-        let learning_rate = o.learning_rate * o.schedule.factor(f64::from(self.step - 1), o.steps);
-        self.optimiser.step(learning_rate)?;
+        self.optimiser.step(o.rate(self.step))?;
         let _guard = tch::no_grad_guard();
         let step = f64::from(self.step);
         let keep = o.ema.min((1. + step) / (10. + step));
@@ -407,7 +431,27 @@ impl<'a> Trainer<'a> {
         {
             let _ = slow.f_lerp_(&fast, 1. - keep)?;
         }
-        Ok((value, learning_rate))
+        Ok(read)
+    }
+
+    /// Waits for the losses that are not read yet, and makes sure that they are numbers.
+    fn read(&mut self) -> Result<Vec<TrainEvent>> {
+        let losses = self.unread.read(self.group)?;
+        let first = self.step + 1 - losses.len() as u32;
+        (first..)
+            .zip(losses)
+            .map(|(step, loss)| match loss.whole.is_finite() {
+                true => Ok(TrainEvent::Step {
+                    step,
+                    loss: loss.whole,
+                    learning_rate: self.options.rate(step),
+                }),
+                false => Err(Error::Diverged {
+                    step: u64::from(step),
+                    loss: loss.whole,
+                }),
+            })
+            .collect()
     }
 
     /// Gives a share of the labels `[n]` of this part up for the null class.
@@ -443,11 +487,11 @@ impl<'a> Trainer<'a> {
         which: Loss,
     ) -> Result<Tensor> {
         let device = dit.device();
-        let (timesteps, noise) = (&drawn.timesteps, drawn.noise.f_to_device(device)?);
-        let images = images.f_to_device(device)?;
+        let (timesteps, noise) = (&drawn.timesteps, send(&drawn.noise, device)?);
+        let images = send(images, device)?;
         let x = self.schedule.q_sample(&images, timesteps, &noise)?;
-        let t = timesteps.f_to_device(device)?.f_to_kind(Kind::Float)?;
-        let output = dit.forward(&x, &t, &labels.f_to_device(device)?, &mut ComputeAll)?;
+        let t = send(timesteps, device)?.f_to_kind(Kind::Float)?;
+        let output = dit.forward(&x, &t, &send(labels, device)?, &mut ComputeAll)?;
         let channels = dit.config().channels;
         let predicted = output.f_narrow(1, 0, channels)?;
         let mse = predicted.f_mse_loss(&noise, tch::Reduction::Mean)?;
@@ -549,7 +593,8 @@ fn clip(parameters: &[(String, Tensor)], largest: f64) -> Result<()> {
         .map(|g| Ok(g.f_norm()?))
         .collect::<Result<Vec<_>>>()?;
     let norm = Tensor::f_stack(&norms, 0)?.f_norm()?;
-    let factor = (norm.f_add_scalar(1e-6)?.f_reciprocal()? * largest).f_clamp_max(1.)?;
+    let factor = norm.f_add_scalar(1e-6)?.f_reciprocal()?;
+    let factor = factor.f_mul_scalar(largest)?.f_clamp_max(1.)?;
     for mut g in gradients {
         let _ = g.f_mul_(&factor)?;
     }

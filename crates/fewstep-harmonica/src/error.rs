@@ -58,6 +58,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there was not enough memory, so that smaller batches may help.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Diffusion(e) => e.is_out_of_memory(),
+            Self::Torch(e) => e.is_out_of_memory(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn option(
         option: &'static str,
         expected: impl Into<String>,

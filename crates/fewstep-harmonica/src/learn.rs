@@ -21,7 +21,9 @@ use fewstep_diffusion::random::{self, Use};
 use fewstep_diffusion::sampler::Sampler;
 use fewstep_diffusion::{Dit, Guidance, SubModule};
 use fewstep_torch::options::expect;
-use fewstep_torch::{Checkpoint, Group, Optimiser, OptimiserConfig, ParameterGroup, Part, Reduce};
+use fewstep_torch::{
+    Checkpoint, Group, Optimiser, OptimiserConfig, ParameterGroup, Part, Precision, Reduce,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -148,6 +150,8 @@ pub struct LearnOptions {
     pub mix: Mix,
     /// Which channels its error is taken on.
     pub error_on: ErrorOn,
+    /// float32 or TF32, of everything that learning computes.
+    pub precision: Precision,
     /// Initial logits.
     pub init: RouterInit,
     /// Trajectories between checkpoints and evaluations.
@@ -174,6 +178,7 @@ impl Default for LearnOptions {
             penalty: Penalty::Count,
             mix: Mix::Soft,
             error_on: ErrorOn::Output,
+            precision: Precision::Float32,
             init: RouterInit::default(),
             checkpoint_every: 50,
             evaluate_on: 16,
@@ -222,6 +227,12 @@ impl LearnOptions {
                 &self.beta,
             )?;
         }
+        expect(
+            self.precision != Precision::Bfloat16,
+            "precision",
+            "float32 or tf32",
+            &self.precision.name(),
+        )?;
         let orders = format!("0 to {MAX_ORDER}");
         expect(self.order <= MAX_ORDER, "order", &orders, &self.order)?;
         let l2c = self.training == Training::L2c;
@@ -359,6 +370,7 @@ pub fn learn(
         let found = options.batch_size.to_string();
         return Err(Error::option("batch_size", expected, found));
     }
+    let _tf32 = options.precision.tf32()?;
     for (_, p) in setting.dit.parameters() {
         let _ = p.f_set_requires_grad(false)?;
     }
@@ -555,10 +567,11 @@ impl<'a> Learner<'a> {
         self.optimisers[row].step(o.learning_rate)?;
         let _guard = tch::no_grad_guard();
         let _ = self.rows[row].f_clamp_(-f64::from(LOGIT_LIMIT), f64::from(LOGIT_LIMIT))?;
-        Ok((
-            values[0].f_double_value(&[])?,
-            values[1].f_double_value(&[])?,
-        ))
+        // Each look waits for the device.
+        let values = Tensor::f_stack(&values, 0)?.f_to_kind(Kind::Double)?;
+        let values = values.f_to_device(Device::Cpu)?;
+        let [loss, mse] = [0, 1].map(|i| values.f_double_value(&[i]));
+        Ok((loss?, mse?))
     }
 
     fn logits(&self) -> Result<Tensor> {

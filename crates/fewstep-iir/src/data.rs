@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use fewstep_datasets::{
-    Augment, DataSpec, Dataset, ImageShape, Loader, LoaderOptions, Shard, Statistics, Subset,
-    statistics, stratified_split, stratified_take,
+    Augment, DataSpec, Dataset, Drawn, ImageShape, Loader, LoaderOptions, Shard, Statistics,
+    Subset, statistics, stratified_split, stratified_take,
 };
+use fewstep_torch::device::send;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
+use crate::resident::{Augmenter, Resident};
 use crate::{Error, Result};
 
 /// How a data set is used.
@@ -176,6 +178,11 @@ impl Data {
         &self.test
     }
 
+    /// Augmentation of training images.
+    pub fn augment(&self) -> &Augment {
+        &self.augment
+    }
+
     /// What pixels are normalised with.
     pub fn statistics(&self) -> &Statistics {
         &self.statistics
@@ -231,7 +238,53 @@ pub(crate) fn to_tensors(
     let images =
         Tensor::f_from_slice(images.as_slice().unwrap_or_default())?.f_view(shape.as_slice())?;
     Ok((
-        images.f_to_device(device)?,
-        Tensor::f_from_slice(&batch.labels)?.f_to_device(device)?,
+        send(&images, device)?,
+        send(&Tensor::f_from_slice(&batch.labels)?, device)?,
     ))
+}
+
+/// This rank's parts of an epoch's batches, images `[n, C, H, W]` and labels `[n]` on the device; `None` where a part is empty.
+pub(crate) enum Batches<'a> {
+    /// Made by the loader.
+    Loaded(fewstep_datasets::Epoch, Device),
+    /// Made on the device.
+    Resident(Box<dyn Iterator<Item = Drawn>>, Augmenter<'a>),
+}
+
+impl<'a> Batches<'a> {
+    /// The batches that `loader` makes of `epoch`, on the device; of images that lie there where there are any.
+    pub(crate) fn new(
+        loader: &Loader,
+        epoch: u64,
+        device: Device,
+        resident: Option<&'a Resident>,
+    ) -> Result<Self> {
+        Ok(match resident {
+            Some(resident) => {
+                Self::Resident(Box::new(loader.drawn(epoch)?), resident.augmenter(loader)?)
+            }
+            None => Self::Loaded(loader.epoch(epoch), device),
+        })
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<Option<(Tensor, Tensor)>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Loaded(epoch, device) => Some(match epoch.next()? {
+                Ok(batch) if batch.labels.is_empty() => Ok(None),
+                Ok(batch) => to_tensors(&batch, *device).map(Some),
+                Err(e) => Err(e.into()),
+            }),
+            Self::Resident(epoch, augmenter) => {
+                let drawn = epoch.next()?;
+                Some(match drawn.indices.is_empty() {
+                    true => Ok(None),
+                    false => augmenter.batch(&drawn).map(Some),
+                })
+            }
+        }
+    }
 }

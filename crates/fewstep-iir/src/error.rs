@@ -38,6 +38,18 @@ pub enum Error {
         /// The layer where it begins.
         place: String,
     },
+    /// A step does not fit in memory.
+    #[error(
+        "stage {stage}: {what}; lower {section}.batch_size and raise {section}.accumulate by the same factor, which makes steps of as many images"
+    )]
+    OutOfMemory {
+        /// `ann`, `t5`, …
+        stage: String,
+        /// What was asked for, and what there is.
+        what: String,
+        /// Of the config.
+        section: &'static str,
+    },
     /// An epoch's last step left weights that give no number.
     #[error(
         "stage {stage}: after epoch {epoch} {place}, the validation loss is {loss}; lower the learning rate"
@@ -73,6 +85,18 @@ pub enum Error {
 
 /// Shorthand for this crate's results.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whether there was not enough memory.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Torch(e) | Self::Spiking(fewstep_spiking::Error::Torch(e)) => {
+                e.is_out_of_memory()
+            }
+            _ => false,
+        }
+    }
+}
 
 impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {

@@ -8,7 +8,7 @@ use fewstep_torch::Group;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::data::{Data, Split};
+use crate::data::{Batches, Data, Split};
 use crate::loss::cross_entropy;
 use crate::ranks::{Part, shard};
 use crate::{Error, Result};
@@ -88,13 +88,16 @@ pub(crate) fn evaluate(
         batch
     };
     let loader = data.evaluation(split, batch, shard(group))?;
-    // Right answers, loss, images.
-    let mut sums = [0.; 3];
+    let device = network.device();
+    // Right answers and loss, which stay on the device, and images.
+    let mut sums = Tensor::f_zeros([2], (Kind::Double, device))?;
+    let mut images = 0.;
     let batches = limit.unwrap_or(usize::MAX);
-    for (i, batch) in loader.epoch(0).take(batches).enumerate() {
-        let part = Part::new(group, &loader, i, &batch?, network.device())?;
+    let loaded = Batches::new(&loader, 0, device, None)?;
+    for (i, own) in loaded.take(batches).enumerate() {
+        let part = Part::new(group, &loader, i, own?, device)?;
         let n = part.share.part.len as f64;
-        let seen = sums[2] > 0.;
+        let seen = images > 0.;
         if n == 0. && (seen || monitor.is_none()) {
             continue;
         }
@@ -111,14 +114,15 @@ pub(crate) fn evaluate(
             continue;
         }
         let y = &part.labels;
-        sums[0] += logits
-            .f_argmax(-1, false)?
-            .f_eq_tensor(y)?
-            .f_sum(Kind::Double)?
-            .f_double_value(&[])?;
-        sums[1] += cross_entropy(&logits, y, 0.)?.f_double_value(&[])? * n;
-        sums[2] += n;
+        let correct = logits.f_argmax(-1, false)?.f_eq_tensor(y)?;
+        let loss = cross_entropy(&logits, y, 0.)?.f_to_kind(Kind::Double)?;
+        let both = [correct.f_sum(Kind::Double)?, loss.f_mul_scalar(n)?];
+        let _ = sums.f_add_(&Tensor::f_stack(&both, 0)?)?;
+        images += n;
     }
+    let sums = sums.f_to_device(tch::Device::Cpu)?;
+    let [correct, loss] = [0, 1].map(|i| sums.f_double_value(&[i]));
+    let mut sums = [correct?, loss?, images];
     group.sum("the figures of an evaluation", &mut sums)?;
     if let Some(monitor) = monitor {
         monitor.gather(group)?;

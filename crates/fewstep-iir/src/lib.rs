@@ -28,6 +28,7 @@ mod observer;
 mod phase;
 mod pipeline;
 mod ranks;
+mod resident;
 mod schedule;
 
 pub use calibrate::{Calibrated, calibrate, percentile};
@@ -40,6 +41,6 @@ pub use observer::{Event, Observer, Silent};
 pub use phase::epochs_done;
 pub use pipeline::{AnnResult, Report, StageResult, run};
 pub use schedule::{
-    Arm, Calibration, CalibrationPreset, Direct, Epochs, Limits, NetworkOptions, PhaseKind,
-    PhasePlan, Recipe, Snn, Training,
+    Arm, Calibration, CalibrationPreset, Direct, Epochs, Limits, NetworkOptions, Performance,
+    PhaseKind, PhasePlan, Recipe, Snn, Training,
 };

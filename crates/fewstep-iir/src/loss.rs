@@ -32,10 +32,13 @@ pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> Res
             reason: format!("expected logits [N, classes] of one shape, found {s:?} and {t:?}"),
         });
     }
-    let log_student = (student / temperature).f_log_softmax(-1, Kind::Float)?;
-    let log_teacher = (teacher.f_detach()? / temperature).f_log_softmax(-1, Kind::Float)?;
-    let kl = log_teacher.f_exp()? * (&log_teacher - log_student);
-    Ok(kl.f_sum(Kind::Float)? * (temperature * temperature / student.size()[0] as f64))
+    let log_softmax = |t: &Tensor| t.f_div_scalar(temperature)?.f_log_softmax(-1, Kind::Float);
+    let (log_student, log_teacher) = (log_softmax(student)?, log_softmax(&teacher.f_detach()?)?);
+    let kl = log_teacher
+        .f_exp()?
+        .f_mul(&log_teacher.f_sub(&log_student)?)?;
+    let factor = temperature * temperature / student.size()[0] as f64;
+    Ok(kl.f_sum(Kind::Float)?.f_mul_scalar(factor)?)
 }
 
 /// Cross entropy with label smoothing, mean over the batch.

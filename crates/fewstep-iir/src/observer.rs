@@ -19,7 +19,7 @@ pub enum Event<'a> {
         /// Epochs that a checkpoint already holds.
         done: u32,
     },
-    /// A batch was trained.
+    /// A batch was trained; told when its loss is read ([`Performance::read_loss_every`](crate::Performance)).
     Batch {
         /// The phase.
         phase: &'a str,

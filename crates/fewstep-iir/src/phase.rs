@@ -6,15 +6,16 @@ use std::time::Instant;
 
 use fewstep_spiking::{Forward, Input, Mode, Monitor, Network};
 use fewstep_torch::checkpoint::remove_torn;
-use fewstep_torch::{Checkpoint, Group, Optimiser, ParameterGroup, Reducer, seed};
+use fewstep_torch::{Checkpoint, Group, Optimiser, ParameterGroup, Reducer, UnreadLosses, seed};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::data::{Data, Split};
+use crate::data::{Batches, Data, Split};
 use crate::evaluate::evaluate;
 use crate::loss::{cross_entropy, distillation};
 use crate::ranks::{Part, first_words, shard};
-use crate::{Error, Evaluation, Event, Observer, PhaseKind, PhasePlan, Result};
+use crate::resident::Resident;
+use crate::{Error, Evaluation, Event, Observer, Performance, PhaseKind, PhasePlan, Result};
 
 /// How far a phase has come.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -36,6 +37,18 @@ pub(crate) struct Trainer<'a> {
     pub(crate) folder: PathBuf,
     pub(crate) group: &'a Group,
     pub(crate) teacher: Option<&'a Network>,
+    pub(crate) performance: &'a Performance,
+    /// The training images, where they lie on the device.
+    pub(crate) resident: Option<&'a Resident>,
+}
+
+/// A loss that is no number, and where; epoch and batch from 0.
+struct NotFinite {
+    loss: f64,
+    epoch: u32,
+    batch: usize,
+    /// Batches that were trained on since.
+    late: usize,
 }
 
 /// The mode of a phase.
@@ -76,6 +89,22 @@ impl Trainer<'_> {
         network: &mut Network,
         observer: &mut dyn Observer,
     ) -> Result<Progress> {
+        self.epochs(network, observer).map_err(|e| {
+            if !e.is_out_of_memory() {
+                return e;
+            }
+            Error::OutOfMemory {
+                stage: self.phase.name.clone(),
+                what: e.to_string(),
+                section: match self.phase.kind {
+                    PhaseKind::Ann => "ann",
+                    PhaseKind::Stage(_) | PhaseKind::Direct(_) => "snn",
+                },
+            }
+        })
+    }
+
+    fn epochs(&self, network: &mut Network, observer: &mut dyn Observer) -> Result<Progress> {
         let mut optimiser = self.optimiser(network)?;
         let mut progress = self.resume(network, &mut optimiser)?;
         let parameters: Vec<_> = network.parameters().into_iter().map(|(_, p)| p).collect();
@@ -251,19 +280,32 @@ impl Trainer<'_> {
             dropout: t.dropout,
             operations: self.phase.rate_penalty > 0.,
         };
+        let device = network.device();
+        let _tf32 = t.precision.tf32()?;
         let (mut sum, mut rate) = (0., 0.);
-        for (i, batch) in loader.epoch(u64::from(epoch)).take(batches).enumerate() {
-            let part = Part::new(self.group, &loader, i, &batch?, network.device())?;
+        let mut unread = UnreadLosses::new(self.performance.read_loss_every, device);
+        let made = Batches::new(&loader, u64::from(epoch), device, self.resident)?;
+        for (i, own) in made.take(batches).enumerate() {
+            let part = Part::new(self.group, &loader, i, own?, device)?;
             let loss = t
                 .precision
-                .run(network.device(), || self.loss(network, &options, &part))?;
-            let own = loss.f_double_value(&[])?;
-            let mut mean = [own * part.weight()];
-            self.group.sum("the loss", &mut mean)?;
-            let [value] = mean;
-            if !value.is_finite() {
-                let at_fault = (!own.is_finite()).then_some(&part.images);
-                return Err(self.not_finite(network, &options, at_fault, value, epoch, i)?);
+                .run(device, || self.loss(network, &options, &part))?;
+            unread.push(&loss, part.weight())?;
+            let read = match unread.is_full() || i + 1 == batches {
+                true => unread.read(self.group)?,
+                false => Vec::new(),
+            };
+            if let Some(at) = read.iter().position(|loss| !loss.whole.is_finite()) {
+                let late = read.len() - 1 - at;
+                // The images of an earlier batch are gone.
+                let at_fault = (late == 0 && !read[at].own.is_finite()).then_some(&part.images);
+                let found = NotFinite {
+                    loss: read[at].whole,
+                    epoch,
+                    batch: i - late,
+                    late,
+                };
+                return Err(self.not_finite(network, &options, at_fault, found)?);
             }
             if i % t.accumulate == 0 {
                 optimiser.zero_grad();
@@ -273,22 +315,24 @@ impl Trainer<'_> {
             let steps = (i + 1) % t.accumulate == 0 || i + 1 == batches;
             // The mean over ranks of this is the mean over the batch.
             let share = part.weight() * self.group.world() as f64;
-            self.backward(&(loss * share / of_step as f64), reducer.filter(|_| steps))?;
+            let loss = loss.f_mul_scalar(share)?.f_div_scalar(of_step as f64)?;
+            self.backward(&loss, reducer.filter(|_| steps))?;
             let done = f64::from(epoch) + i as f64 / batches as f64;
             rate = t.learning_rate * t.schedule.factor(done, t.epochs);
             if steps {
                 optimiser.step(rate)?;
                 network.constrain()?;
             }
-            sum += value;
-            let (phase, epoch, batch) = (self.phase.name.as_str(), epoch + 1, i + 1);
-            observer.event(&Event::Batch {
-                phase,
-                epoch,
-                batch,
-                batches,
-                loss: sum / (i + 1) as f64,
-            })?;
+            for (batch, loss) in (i + 2 - read.len()..).zip(&read) {
+                sum += loss.whole;
+                observer.event(&Event::Batch {
+                    phase: self.phase.name.as_str(),
+                    epoch: epoch + 1,
+                    batch,
+                    batches,
+                    loss: sum / batch as f64,
+                })?;
+            }
         }
         Ok((sum / batches.max(1) as f64, rate))
     }
@@ -313,10 +357,11 @@ impl Trainer<'_> {
         let mut loss = cross_entropy(&logits, &part.labels, smoothing)?;
         if let (Some(d), Some(teacher)) = (self.phase.distillation, self.teacher) {
             let target = tch::no_grad(|| teacher.forward(x, &Forward::analog(), None))?.logits;
-            loss += distillation(&logits, &target, d.temperature)? * d.weight;
+            let distance = distillation(&logits, &target, d.temperature)?;
+            loss = loss.f_add(&distance.f_mul_scalar(d.weight)?)?;
         }
         if let Some(operations) = &out.operations {
-            loss += operations * self.phase.rate_penalty;
+            loss = loss.f_add(&operations.f_mul_scalar(self.phase.rate_penalty)?)?;
         }
         Ok(loss)
     }
@@ -328,9 +373,7 @@ impl Trainer<'_> {
         network: &Network,
         options: &Forward,
         images: Option<&Tensor>,
-        loss: f64,
-        epoch: u32,
-        batch: usize,
+        found: NotFinite,
     ) -> Result<Error> {
         let _guard = tch::no_grad_guard();
         let mut place = non_finite_parameter(network)?;
@@ -353,12 +396,18 @@ impl Trainer<'_> {
             }
         }
         let place = first_words(self.group, place)?;
-        let place = place.unwrap_or_else(|| "the read-out overflows".into());
+        let mut place = place.unwrap_or_else(|| "the read-out overflows".into());
+        if found.late > 0 {
+            place += &format!(
+                " (seen {} batches later; with performance.read_loss_every = 1 the layer is named)",
+                found.late
+            );
+        }
         Ok(Error::NotFinite {
             stage: self.phase.name.clone(),
-            loss,
-            epoch: epoch + 1,
-            batch: batch + 1,
+            loss: found.loss,
+            epoch: found.epoch + 1,
+            batch: found.batch + 1,
             place,
         })
     }

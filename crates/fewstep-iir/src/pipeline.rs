@@ -15,6 +15,7 @@ use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
 use crate::fold::fold_batch_norm;
 use crate::phase::{Trainer, load, mode};
+use crate::resident::Resident;
 use crate::{
     Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result,
 };
@@ -113,7 +114,9 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Report> {
     let phases = recipe.phases()?;
+    recipe.validate_with(data)?;
     Pipeline {
+        resident: recipe.performance.resident(data, device)?,
         recipe,
         data,
         folder,
@@ -131,6 +134,8 @@ struct Pipeline<'a> {
     device: Device,
     group: &'a Group,
     phases: &'a [PhasePlan],
+    /// The training images, where they lie on the device.
+    resident: Option<Resident>,
 }
 
 impl Pipeline<'_> {
@@ -194,6 +199,13 @@ impl Pipeline<'_> {
             .plan(input, self.data.class_names().len() as i64)
     }
 
+    /// An artificial network with fresh weights.
+    fn network(&self) -> Result<Network> {
+        let mut network = Network::new(self.plan()?, self.device)?;
+        network.set_memory_format(self.recipe.performance.memory_format(self.device))?;
+        Ok(network)
+    }
+
     fn trainer<'a>(&'a self, phase: &'a PhasePlan, teacher: Option<&'a Network>) -> Trainer<'a> {
         let (phases, data, seed) = (self.phases.len(), self.data, self.recipe.seed);
         let limit = self.recipe.limits.batches;
@@ -206,6 +218,8 @@ impl Pipeline<'_> {
             folder: self.folder.join(&phase.name),
             group: self.group,
             teacher,
+            performance: &self.recipe.performance,
+            resident: self.resident.as_ref(),
         }
     }
 
@@ -216,7 +230,7 @@ impl Pipeline<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(AnnResult, Network, Network)> {
         seed::set_libtorch(seed::derive(self.recipe.seed, &[0, 0]));
-        let mut network = Network::new(self.plan()?, self.device)?;
+        let mut network = self.network()?;
         let trainer = self.trainer(phase, None);
         let result = trainer.folder.join("result.json");
         let before = self.result_before::<AnnResult>(&result)?;
@@ -227,7 +241,7 @@ impl Pipeline<'_> {
             }
             None => Some(trainer.train(&mut network, observer)?),
         };
-        let mut converted = Network::new(self.plan()?, self.device)?;
+        let mut converted = self.network()?;
         let values = network.tensors().into_iter().collect();
         converted.load(&values, "the artificial network")?;
         fold_batch_norm(&mut converted)?;
@@ -422,7 +436,7 @@ impl Pipeline<'_> {
 
     /// A converted network with fresh weights.
     fn fresh(&self) -> Result<Network> {
-        let mut network = Network::new(self.plan()?, self.device)?;
+        let mut network = self.network()?;
         // Folded as the trained one was, so that it has the same biases (those of projections included).
         fold_batch_norm(&mut network)?;
         network.add_neurons(&self.recipe.neuron)?;

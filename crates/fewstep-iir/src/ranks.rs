@@ -1,13 +1,12 @@
 //! What ranks tell each other beside gradients. Rank 0 alone reads and writes files; a rank that stops says why as it leaves its group, so
 //! nobody asks whether it worked.
 
-use fewstep_datasets::{Batch, Loader, Shard};
+use fewstep_datasets::{Loader, Shard};
 use fewstep_spiking::Share;
 use fewstep_torch::Group;
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::data::to_tensors;
 
 /// This process's part in the work on each batch.
 pub(crate) fn shard(group: &Group) -> Shard {
@@ -28,21 +27,21 @@ pub(crate) struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// Batch number `number` of `loader`, which is `batch` on this rank.
+    /// Batch number `number` of `loader`, of which this rank has `own` images and labels.
     pub(crate) fn new(
         group: &'a Group,
         loader: &Loader,
         number: usize,
-        batch: &Batch,
+        own: Option<(Tensor, Tensor)>,
         device: Device,
     ) -> Result<Self> {
         let share = Share {
             group,
             part: group.part(loader.images_in(number) as i64),
         };
-        let (images, labels) = match batch.labels.is_empty() {
-            false => to_tensors(batch, device)?,
-            true => {
+        let (images, labels) = match own {
+            Some(own) => own,
+            None => {
                 let shape = loader.shape();
                 let shape = [1, shape.channels, shape.height, shape.width].map(|n| n as i64);
                 (

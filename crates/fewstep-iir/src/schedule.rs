@@ -1,5 +1,6 @@
 //! The schedule: what will happen, as data.
 
+mod performance;
 mod validate;
 
 use fewstep_spiking::{NeuronOptions, Plan, zoo};
@@ -7,6 +8,8 @@ use fewstep_torch::{LearningRate, OptimiserConfig, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::{Distillation, Result};
+
+pub use performance::Performance;
 
 /// The network's shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -296,6 +299,8 @@ pub struct Recipe {
     pub snn: Snn,
     /// Ablations.
     pub direct: Direct,
+    /// Speed.
+    pub performance: Performance,
     /// Limits for a quick look.
     pub limits: Limits,
 }
@@ -453,6 +458,10 @@ mod tests {
         assert_eq!(
             e(&|r| r.snn.learning_rate = f64::NAN),
             "snn.learning_rate: expected a number above 0, found NaN"
+        );
+        assert_eq!(
+            e(&|r| r.performance.read_loss_every = Some(0)),
+            "performance.read_loss_every: expected a number above 0, found 0"
         );
         assert_eq!(
             e(&|r| r.calibration.percentile = Some(101.)),

@@ -29,7 +29,9 @@ pub mod zoo;
 
 pub use error::{Error, Result};
 pub use monitor::Monitor;
-pub use network::{BatchNorm, Forward, Input, Mode, Network, Output, Share, Synapse, Unit};
+pub use network::{
+    BatchNorm, Forward, Input, MemoryFormat, Mode, Network, Output, Share, Synapse, Unit,
+};
 pub use neuron::{LeakOptions, Neuron, NeuronOptions, Reset};
 pub use plan::Plan;
 pub use surrogate::Surrogate;

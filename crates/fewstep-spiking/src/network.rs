@@ -18,7 +18,7 @@ use crate::{Error, Monitor, Neuron, NeuronOptions, Result};
 
 pub use pass::{Forward, Input, Mode, Output};
 pub use share::Share;
-pub use synapse::{BatchNorm, Synapse};
+pub use synapse::{BatchNorm, MemoryFormat, Synapse};
 
 /// One layer of the network.
 #[derive(Debug)]
@@ -99,6 +99,20 @@ impl Network {
     /// The units, to change their values in place.
     pub fn units_mut(&mut self) -> &mut [Unit] {
         &mut self.units
+    }
+
+    /// Lays the weights of convolutions out in this order, which activations then follow through the network. Results are the same up to
+    /// rounding. Tensors taken from [`Network::parameters`] before are no longer the network's.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn set_memory_format(&mut self, format: MemoryFormat) -> Result<()> {
+        for unit in &mut self.units {
+            for synapse in std::iter::once(&mut unit.synapse).chain(&mut unit.projection) {
+                synapse.set_memory_format(format)?;
+            }
+        }
+        Ok(())
     }
 
     /// Where the weights are.
@@ -310,8 +324,8 @@ impl Network {
                     .and_then(Option::as_ref)
                     .ok_or_else(|| Error::State("a shortcut from nowhere".into()))?;
                 current = match &unit.projection {
-                    Some(p) => current + p.apply(source, train, share)?,
-                    None => current + source,
+                    Some(p) => current.f_add(&p.apply(source, train, share)?)?,
+                    None => current.f_add(source)?,
                 };
             }
             let steps = if direct { 1 } else { timesteps };
@@ -325,9 +339,11 @@ impl Network {
             let activation = self.activate(i, &current, options.mode, &mut extras)?;
             direct = false;
             if options.operations {
-                let share = activation.f_mean(Kind::Float)? * (timesteps as f64 * fed[i]);
+                let share = activation
+                    .f_mean(Kind::Float)?
+                    .f_mul_scalar(timesteps as f64 * fed[i])?;
                 operations = Some(match operations {
-                    Some(sum) => sum + share,
+                    Some(sum) => sum.f_add(&share)?,
                     None => share,
                 });
             }
@@ -461,7 +477,8 @@ impl Network {
             if let Some(share) = share {
                 mask = share.rows(&mask, images)?;
             }
-            return Ok((activation * (mask / (1. - dropout))).f_flatten(0, 1)?);
+            let scaled = mask.f_div_scalar(1. - dropout)?;
+            return Ok(activation.f_mul(&scaled)?.f_flatten(0, 1)?);
         }
         Ok(activation.f_flatten(0, 1)?)
     }

@@ -8,7 +8,8 @@
 // A caller that feeds the timesteps in chunks passes the membrane potential that the last chunk left as `initial` [N, C, ...]; it is
 // a constant for the gradient (truncated backpropagation through time).
 // x is [T, N, C, ...], or [1, N, C, ...] where the same current enters at every timestep; threshold and leak hold 1 or C values.
-// On a CPU both passes are one sweep over memory; elsewhere (CUDA, half precision) the same equations run as ATen operators.
+// On a CPU both passes are one sweep over memory; elsewhere (CUDA, half precision, channels last) the same equations run as ATen
+// operators, which keep the order of the current's memory.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <omp.h>
@@ -158,6 +159,19 @@ bool fused(const Tensor& x) {
   return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
 }
 
+// Whether the images of [T, N, C, H, W] lie channels last, one behind the other.
+bool channels_last(const Tensor& x) {
+  return x.dim() == 5 && !x.is_contiguous() && x.is_non_overlapping_and_dense() && x.flatten(0, 1).is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+// What was made timestep by timestep, [N, C, ...] each, as [T, N, C, ...]; unlike stack, cat keeps channels last.
+Tensor over_time(const std::vector<Tensor>& steps) {
+  if (steps.size() == 1) return steps[0].unsqueeze(0);
+  auto sizes = steps[0].sizes().vec();
+  sizes.insert(sizes.begin(), static_cast<int64_t>(steps.size()));
+  return at::cat(steps, 0).view(sizes);
+}
+
 struct Neuron : torch::autograd::Function<Neuron> {
   static variable_list forward(AutogradContext* ctx, const Tensor& current, const Tensor& theta, const Tensor& leak, const Tensor& start,
                                int64_t T, int64_t reset, int64_t surrogate, double a, double b, bool want_membrane, bool allow_fused) {
@@ -167,16 +181,17 @@ struct Neuron : torch::autograd::Function<Neuron> {
     TORCH_CHECK(theta.device() == current.device() && leak.device() == current.device() && start.device() == current.device(),
                 "expected threshold, leak and membrane potential on ", current.device(), " like the current");
     TORCH_CHECK(theta.numel() == leak.numel(), "expected as many leaks as thresholds (", theta.numel(), "), found ", leak.numel());
-    const Tensor x = current.contiguous();
+    const bool last = channels_last(current);
+    const Tensor x = last ? current : current.contiguous();
     const Shape sh = shape_of(x, T, theta.numel());
     const bool still = x.size(0) == 1;
     auto sizes = x.sizes().vec();
     sizes[0] = T;
     // An autograd function takes no undefined tensor: an empty one stands for none.
-    const Tensor initial = start.numel() == 0 ? Tensor() : start.detach().contiguous();
+    const Tensor initial = start.numel() == 0 ? Tensor() : last ? start.detach() : start.detach().contiguous();
     if (initial.defined()) TORCH_CHECK(initial.sizes() == x.sizes().slice(1), "expected a membrane potential of shape ", x.sizes().slice(1), ", found ", initial.sizes());
     Tensor spikes, before, after;
-    const bool use_fused = allow_fused && fused(x);
+    const bool use_fused = allow_fused && !last && fused(x);
     if (use_fused) {
       spikes = at::empty(sizes, x.options());
       if (T == 1 && !initial.defined()) before = x;  // m[0] is the current itself
@@ -200,9 +215,10 @@ struct Neuron : torch::autograd::Function<Neuron> {
         s.push_back(st); m.push_back(mt);
         if (want_membrane) us.push_back(u);
       }
-      spikes = at::stack(s);
-      before = at::stack(m);
-      if (want_membrane) after = at::stack(us);
+      spikes = over_time(s);
+      before = over_time(m);
+      // Without a reset it may be a view of the current, which an autograd function must not return.
+      if (want_membrane) after = T == 1 && reset == kNone ? over_time(us).clone() : over_time(us);
     }
     if (!want_membrane) after = at::empty({0}, x.options());
     ctx->mark_non_differentiable({after});
@@ -222,9 +238,10 @@ struct Neuron : torch::autograd::Function<Neuron> {
     const bool still = ctx->saved_data["still"].toBool();
     const int64_t reset = ctx->saved_data["reset"].toInt(), kind = ctx->saved_data["surrogate"].toInt(), T = m.size(0);
     const double a = ctx->saved_data["a"].toDouble(), b = ctx->saved_data["b"].toDouble();
-    const Tensor gs = grads[0].contiguous();
+    const bool use_fused = ctx->saved_data["fused"].toBool();
+    const Tensor gs = use_fused ? grads[0].contiguous() : grads[0];
     Tensor gx, gtheta, gleak;
-    if (ctx->saved_data["fused"].toBool()) {
+    if (use_fused) {
       const Shape sh = shape_of(m, T, theta.numel());
       auto sizes = m.sizes().vec();
       if (still) sizes[0] = 1;
@@ -260,7 +277,7 @@ struct Neuron : torch::autograd::Function<Neuron> {
         }
         gxs[t] = gm;
       }
-      gx = at::stack(gxs);
+      gx = over_time(gxs);
       if (still) gx = gx.sum(0, true);
       auto reduce = [&](const Tensor& g, const Tensor& p) {
         if (p.numel() == 1) return g.sum().view_as(p);

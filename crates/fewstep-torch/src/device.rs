@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::library::{CudaPart, open_cuda};
 use crate::{Error, Result};
@@ -112,6 +112,20 @@ pub fn name(device: Device) -> String {
         Device::Cuda(n) => format!("cuda:{n}"),
         Device::Cpu => "cpu".into(),
         other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// A tensor on `device`; from memory to a GPU by way of pinned memory, so that nobody waits for the copy.
+///
+/// # Errors
+/// libtorch refuses.
+pub fn send(tensor: &Tensor, device: Device) -> Result<Tensor> {
+    match (tensor.device(), device) {
+        (Device::Cpu, Device::Cuda(_)) => {
+            let pinned = tensor.f_pin_memory(device)?;
+            Ok(pinned.f_to_device_(device, tensor.kind(), true, false)?)
+        }
+        _ => Ok(tensor.f_to_device(device)?),
     }
 }
 

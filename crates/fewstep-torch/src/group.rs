@@ -393,7 +393,9 @@ impl Group {
     /// errors that end a run.
     pub fn explain(&self, what: &str, error: Error) -> Error {
         match (&self.0, error) {
-            (None, error) | (Some(_), error @ Error::Group { .. }) => error,
+            (None, error) | (Some(_), error @ (Error::Group { .. } | Error::OutOfMemory(_))) => {
+                error
+            }
             (Some(member), error) => {
                 let found = member.life.diagnose();
                 self.error(what, found.unwrap_or_else(|| error.to_string()))

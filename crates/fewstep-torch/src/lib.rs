@@ -30,6 +30,7 @@ mod precision;
 pub mod profile;
 pub mod seed;
 pub mod torch_file;
+mod unread;
 
 /// The libtorch that tch 0.24 is made for; its build refuses any other.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
@@ -41,4 +42,5 @@ pub use graph::Replay;
 pub use group::{Group, Messages, Part, Ranks, Reduce, Reducer, Store};
 pub use library::libtorch_bytes;
 pub use optim::{LearningRate, Optimiser, OptimiserConfig, ParameterGroup};
-pub use precision::Precision;
+pub use precision::{Precision, Tf32};
+pub use unread::{ReadLoss, UnreadLosses};

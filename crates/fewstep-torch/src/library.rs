@@ -56,6 +56,10 @@ pub(crate) fn open_cuda() -> &'static CudaPart {
     static PART: OnceLock<CudaPart> = OnceLock::new();
     PART.get_or_init(|| match try_open_cuda() {
         Ok(path) => {
+            // libtorch leaves TF32 on for convolutions; whoever wants it says so (`Precision::Tf32`).
+            if let Err(e) = crate::precision::set_tf32(false) {
+                return CudaPart::Absent(e.to_string());
+            }
             tracing::debug!(path = %path.display(), "opened libtorch's CUDA part");
             CudaPart::Open(path)
         }

@@ -5,7 +5,6 @@ use std::ffi::{CStr, c_char};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::error::first_line;
 use crate::{Error, Result};
 
 unsafe extern "C" {
@@ -52,7 +51,7 @@ pub(crate) fn check(message: *mut c_char) -> Result<()> {
         libc::free(message.cast());
         text
     };
-    Err(Error::Torch(first_line(&text)))
+    Err(Error::torch(&text))
 }
 
 /// The numbers that [`neuron`] needs besides tensors. `fewstep-spiking` gives them names and checks their ranges.

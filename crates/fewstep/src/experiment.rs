@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use fewstep_datasets::{Augment, DataSpec, FolderOptions};
 use fewstep_iir::{
-    Calibration, DataOptions, Direct, Limits, NetworkOptions, Recipe, Snn, Training,
+    Calibration, DataOptions, Direct, Limits, NetworkOptions, Performance, Recipe, Snn, Training,
 };
 use fewstep_spiking::NeuronOptions;
 use fewstep_torch::DeviceChoice;
@@ -74,6 +74,9 @@ pub struct Experiment {
     /// Ablations.
     #[serde(default)]
     pub direct: Direct,
+    /// Speed.
+    #[serde(default)]
+    pub performance: Performance,
     /// Limits for a quick look.
     #[serde(default)]
     pub limits: Limits,
@@ -144,6 +147,7 @@ impl Experiment {
             calibration: self.calibration.clone(),
             snn: self.snn.clone(),
             direct: self.direct.clone(),
+            performance: self.performance,
             limits: self.limits.clone(),
         }
     }

@@ -89,6 +89,86 @@ fn a_training_that_was_killed_resumes_to_the_same_weights() {
     );
 }
 
+/// The fingerprint of what is trained, and all that is told meanwhile.
+fn told(o: &TrainOptions) -> (String, Vec<TrainEvent>) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut events = Vec::new();
+    let (config, alone) = (config(true), Group::alone());
+    let observe = &mut |e: &TrainEvent| {
+        events.push(*e);
+        Ok(())
+    };
+    let dit = train(
+        &config,
+        o,
+        &data(),
+        5,
+        folder.path(),
+        Device::Cpu,
+        &alone,
+        observe,
+    );
+    (dit.unwrap().fingerprint().unwrap(), events)
+}
+
+#[test]
+fn losses_read_rarely_change_nothing_that_is_trained_or_told() {
+    let o = TrainOptions {
+        loss: Loss::Hybrid,
+        ..options()
+    };
+    let expected = told(&o);
+    assert_eq!(expected.1.len(), 33);
+    for every in [4, 100] {
+        let read_loss_every = Some(every);
+        let precision = Precision::Tf32;
+        let found = told(&TrainOptions {
+            read_loss_every,
+            precision,
+            ..o.clone()
+        });
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_found_late_and_named_with_its_step() {
+    let step = |read_loss_every| {
+        let o = TrainOptions {
+            learning_rate: 1e30,
+            read_loss_every,
+            gradient_clip: None,
+            ..options()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        match run(&o, false, folder.path(), None).0 {
+            Err(Error::Diverged { step, .. }) => step,
+            other => panic!("{:?}", other.map(|dit| dit.fingerprint())),
+        }
+    };
+    assert_eq!(step(Some(7)), step(None));
+}
+
+#[test]
+fn bfloat16_trains_to_nearly_the_loss_of_float32() {
+    let losses = [Precision::Float32, Precision::Bfloat16].map(|precision| {
+        let o = TrainOptions {
+            precision,
+            loss: Loss::Hybrid,
+            ..options()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (dit, losses) = run(&o, true, folder.path(), None);
+        dit.unwrap();
+        losses[2]
+    });
+    assert_ne!(losses[0], losses[1]);
+    assert!(
+        (losses[0] - losses[1]).abs() < 0.02 * losses[0],
+        "{losses:?}"
+    );
+}
+
 #[test]
 fn the_bound_trains_the_variance_and_leaves_the_mean_alone() {
     let schedule = NoiseSchedule::new(&BetaSchedule::default()).unwrap();

@@ -1,5 +1,6 @@
 //! The variational bound that trains a learned variance (IDDPM, arXiv 2102.09672, equations 3 to 6 and 15).
 
+use fewstep_torch::device::send;
 use tch::{Kind, Tensor};
 
 use crate::Result;
@@ -21,9 +22,8 @@ pub(super) fn bound(
         .collect();
     let column = |value: &dyn Fn(usize) -> f64| -> Result<Tensor> {
         let values: Vec<f32> = timesteps.iter().map(|&t| value(t) as f32).collect();
-        Ok(Tensor::f_from_slice(&values)?
-            .f_view([-1, 1, 1, 1])?
-            .f_to_device(x.device())?)
+        let values = Tensor::f_from_slice(&values)?.f_view([-1, 1, 1, 1])?;
+        Ok(send(&values, x.device())?)
     };
     let (alphas_cumprod, betas) = (schedule.alphas_cumprod(), schedule.betas());
     let before = |t: usize| if t == 0 { 1. } else { alphas_cumprod[t - 1] };

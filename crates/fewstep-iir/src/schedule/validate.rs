@@ -67,6 +67,10 @@ impl Recipe {
             ("snn.threshold_lr_factor", snn.threshold_lr_factor),
             ("direct.epochs", self.direct.epochs.map_or(1., f64::from)),
             (
+                "performance.read_loss_every",
+                self.performance.read_loss_every.map_or(1., |n| n as f64),
+            ),
+            (
                 "limits.batches",
                 self.limits.batches.map_or(1., |b| b as f64),
             ),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod performance;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -9,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use fewstep_datasets::DataSpec;
 use fewstep_iir::{
     Arm, Calibration, CalibrationPreset, Data, DataOptions, Direct, Distillation, Epochs, Limits,
-    NetworkOptions, Recipe, Report, Silent, Snn, Training, calibrate, distillation,
+    NetworkOptions, Performance, Recipe, Report, Silent, Snn, Training, calibrate, distillation,
     fold_batch_norm, percentile, run,
 };
 use fewstep_spiking::{Forward, Input, Network, NeuronOptions, zoo};

@@ -54,7 +54,7 @@ impl Share<'_> {
         along[1] = channels;
         let each = |t: Tensor| t.f_to_kind(Kind::Float)?.f_view(along.as_slice());
         let scale = (variance + BatchNorm::EPS).f_rsqrt()? * &norm.weight;
-        let centred = x - each(mean)?;
+        let centred = x.f_sub(&each(mean)?)?;
         let bias = norm.bias.f_view(along.as_slice())?;
         Ok(bias
             .f_addcmul(&centred, &each(scale)?)?

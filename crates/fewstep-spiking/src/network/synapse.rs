@@ -1,10 +1,21 @@
 //! The weights of one connection: initialisation, the product with its input, names in checkpoints.
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::Share;
 use crate::Result;
 use crate::plan::Connection;
+
+/// How the weights and activations of convolutions, `[N, C, H, W]`, lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryFormat {
+    /// One channel behind the other.
+    Contiguous,
+    /// The channels of a pixel side by side, as a GPU's tensor cores want them.
+    ChannelsLast,
+}
 
 /// Weights of one connection, with the batch norm of the artificial network while it is not folded.
 #[derive(Debug)]
@@ -78,6 +89,22 @@ impl Synapse {
                 None
             },
         })
+    }
+
+    pub(super) fn set_memory_format(&mut self, format: MemoryFormat) -> Result<()> {
+        if self.weight.dim() == 4 {
+            let trained = self.weight.requires_grad();
+            let weight = self.weight.f_detach()?;
+            let weight = match format {
+                MemoryFormat::Contiguous => weight.f_contiguous()?,
+                MemoryFormat::ChannelsLast => weight
+                    .f_permute([0, 2, 3, 1])?
+                    .f_contiguous()?
+                    .f_permute([0, 3, 1, 2])?,
+            };
+            self.weight = weight.f_set_requires_grad(trained)?;
+        }
+        Ok(())
     }
 
     pub(super) fn apply(&self, x: &Tensor, train: bool, share: Option<Share>) -> Result<Tensor> {

@@ -49,6 +49,88 @@ fn a_first_layer_computed_once_equals_one_computed_at_every_timestep() {
     }
 }
 
+/// Two networks with the same values, of which the second lies channels last.
+fn both_formats(architecture: &str) -> [Network; 2] {
+    tch::manual_seed(5);
+    let networks = [MemoryFormat::Contiguous, MemoryFormat::ChannelsLast].map(|format| {
+        let plan = zoo::by_name(architecture, [2, 8, 8], &[12], 4, 0.5, true).unwrap();
+        let mut n = Network::new(plan, Device::Cpu).unwrap();
+        n.set_memory_format(format).unwrap();
+        n.add_neurons(&NeuronOptions {
+            per_channel: true,
+            ..Default::default()
+        })
+        .unwrap();
+        n
+    });
+    let [contiguous, mut last] = networks;
+    // As from a checkpoint, which knows no formats.
+    let values = contiguous.tensors().into_iter().collect();
+    last.load(&values, "the other network").unwrap();
+    [contiguous, last]
+}
+
+#[test]
+fn channels_last_gives_the_logits_and_gradients_of_contiguous() {
+    for architecture in ["8 A 16 16", "resnet12"] {
+        let networks = both_formats(architecture);
+        let x = images();
+        let analog = Forward {
+            train: true,
+            ..Forward::analog()
+        };
+        for options in [analog, Forward::spiking(1), Forward::spiking(3)] {
+            let [(a, ga), (b, gb)] = networks.each_ref().map(|n| {
+                n.parameters().iter_mut().for_each(|(_, p)| p.zero_grad());
+                let y = n.forward(Input::Direct(&x), &options, None).unwrap().logits;
+                y.square().sum(Kind::Float).backward();
+                let gradients = n
+                    .parameters()
+                    .into_iter()
+                    .filter(|(_, p)| p.grad().defined());
+                let gradients: Vec<_> =
+                    gradients.map(|(name, p)| (name, p.grad().copy())).collect();
+                (y, gradients)
+            });
+            let near = |a: &Tensor, b: &Tensor| {
+                let size = a.abs().max().double_value(&[]).max(1.);
+                (a - b).abs().max().double_value(&[]) < 1e-4 * size
+            };
+            assert!(near(&a, &b), "{architecture} {options:?}");
+            assert_eq!(ga.len(), gb.len());
+            for ((name, p), (_, q)) in ga.iter().zip(&gb) {
+                assert!(near(p, q), "{architecture} {options:?}: {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_enters_a_convolution_lies_channels_last_throughout_the_network() {
+    for architecture in ["8 A 16 16", "resnet12"] {
+        let [_, n] = both_formats(architecture);
+        let x = images();
+        for timesteps in [1, 3] {
+            let mode = Mode::Spiking { timesteps };
+            let mut seen = 0;
+            for i in 0..n.units.len() - 1 {
+                let mut state = Vec::new();
+                let current = n.current(Input::Direct(&x), timesteps, i, &mut state);
+                let current = current.unwrap();
+                for mode in [mode, Mode::Analog] {
+                    let activation = n.activate(i, &current, mode, &mut Extras::default());
+                    let enters = n.after(i, activation.unwrap(), 0.5, None).unwrap();
+                    if enters.dim() == 4 && enters.size()[2] > 1 {
+                        assert_eq!(enters.stride()[1], 1, "{architecture} {i} {mode:?}");
+                        seen += 1;
+                    }
+                }
+            }
+            assert!(seen >= 4, "{seen}");
+        }
+    }
+}
+
 #[test]
 fn one_timestep_is_a_network_of_binary_activations() {
     let n = small(false);

@@ -68,7 +68,7 @@ pub(crate) fn follow(
     here.same_device(device)?;
     here.same_data(data.train.as_ref(), &[data.validation.len()])?;
     let learn = |folder: &Path, observe: &mut dyn FnMut(&TrainEvent) -> _| {
-        train::train(
+        let trained = train::train(
             &config,
             training,
             &data,
@@ -77,7 +77,8 @@ pub(crate) fn follow(
             device,
             group,
             observe,
-        )
+        );
+        super::or_lower(trained, "training.batch_size")
     };
     if !group.leads() {
         // Rank 0 writes and speaks for all.

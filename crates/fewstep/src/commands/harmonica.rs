@@ -137,12 +137,13 @@ pub(super) fn follow_with(
     }
     if !group.leads() {
         // Rank 0 writes, compares and speaks for all.
-        for options in experiment.routers.values() {
+        for (name, options) in &experiment.routers {
             let (seed, nowhere) = (experiment.seed, Path::new(""));
             let images = images.as_ref();
-            learn::learn(setting, options, images, seed, nowhere, group, &mut |_| {
+            let learned = learn::learn(setting, options, images, seed, nowhere, group, &mut |_| {
                 Ok(())
-            })?;
+            });
+            super::or_lower(learned, &format!("routers.{name}.batch_size"))?;
         }
         return Ok(());
     }
@@ -271,7 +272,8 @@ fn learn_all(
                 })
                 .map_err(|e| Error::Stopped(e.to_string()))
             },
-        )?;
+        );
+        let learned = super::or_lower(learned, &format!("routers.{name}.batch_size"))?;
         if let Some(bar) = bar {
             bar.finish(last);
         }

@@ -57,6 +57,27 @@ pub(crate) fn checksum(path: &Path, earlier: u32) -> anyhow::Result<u32> {
     }
 }
 
+/// Says which keys or flags to lower where there was not enough memory.
+pub(crate) fn or_lower<T, E: Into<anyhow::Error>>(
+    result: Result<T, E>,
+    keys: &str,
+) -> anyhow::Result<T> {
+    result.map_err(|e| {
+        let e = e.into();
+        let of_diffusion = e
+            .downcast_ref()
+            .map(fewstep_diffusion::Error::is_out_of_memory);
+        let of_harmonica = || {
+            e.downcast_ref()
+                .map(fewstep_harmonica::Error::is_out_of_memory)
+        };
+        match of_diffusion.or_else(of_harmonica) {
+            Some(true) => anyhow::anyhow!("{e}; lower {keys}"),
+            _ => e,
+        }
+    })
+}
+
 /// A line for a person, to standard error; a run goes on when nobody reads it.
 pub(crate) fn tell(line: &str) {
     let _ = writeln!(stderr(), "{line}");

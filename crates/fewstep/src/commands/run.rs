@@ -156,6 +156,7 @@ pub(crate) fn follow(
     let device = set_up(here.device(experiment.device), experiment.threads, source)?;
     let (data, stand_in) = open_data(experiment, &recipe, source, group.leads())?;
     check_plan(&recipe, &data, source)?;
+    recipe.validate_with(&data).map_err(|e| place(source, e))?;
     here.same_device(device)?;
     let (train, validation, test) = data.counts();
     here.same_data(data.train().as_ref(), &[validation, test])?;
