@@ -75,21 +75,22 @@ type Named = Vec<(String, Tensor)>;
 /// When two results agree.
 #[derive(Clone, Copy, PartialEq)]
 enum Rule {
-    /// In float32 each element is within [`FLOAT32`] of the CPU's, relative to the largest of its tensor; in bfloat16, of which a single
-    /// element knows two digits, the tensor is within [`BFLOAT16`], in the mean square.
+    /// In float32 each element is within [`FLOAT32`] of the CPU's, relative to the largest of its tensor; in TF32 and bfloat16, of which
+    /// a single element knows three digits and two, the tensor is within [`TF32`] and [`BFLOAT16`], in the mean square.
     Close,
     /// Curves of a training, apart by less than those of two seeds are on the CPU (root mean square).
     Curves,
 }
 
 const FLOAT32: f64 = 1e-4;
+const TF32: f64 = 5e-3;
 const BFLOAT16: f64 = 2e-2;
 
 /// One check.
 struct Check {
     name: &'static str,
     rule: Rule,
-    /// Why nothing can be asked in bfloat16.
+    /// Why nothing can be asked in TF32 and bfloat16.
     float32_only: Option<&'static str>,
     run: fn(&Place) -> Result<Named>,
 }
@@ -152,7 +153,7 @@ const CHECKS: &[Check] = &[
     Check {
         name: "training a DiT, 50 steps",
         rule: Rule::Curves,
-        float32_only: Some("DiTs are trained in float32"),
+        float32_only: None,
         run: learning::dit_curve,
     },
 ];
@@ -191,8 +192,8 @@ pub fn check(options: &Options) -> Result<ExitCode> {
     let (mut outcomes, mut skipped) = (Vec::new(), Vec::new());
     for (done, check) in chosen.iter().enumerate() {
         progress.set(done as u64, check.name);
-        match (check.float32_only, found.precision) {
-            (Some(why), Precision::Bfloat16) => skipped.push((check.name, why)),
+        match check.float32_only {
+            Some(why) if found.precision != Precision::Float32 => skipped.push((check.name, why)),
             _ => outcomes.push(
                 check
                     .outcome(&found)
@@ -256,11 +257,18 @@ impl Check {
             seed: 0,
         };
         let expected = (self.run)(&cpu)?;
+        // A training turns it on itself.
+        let tf32 = match self.rule {
+            Rule::Close => Some(found.precision.tf32()?),
+            Rule::Curves => None,
+        };
         let seen = (self.run)(found)?;
+        drop(tf32);
         let (distance, may_be): (fn(&Tensor, &Tensor) -> Result<f64>, _) = match self.rule {
             Rule::Close => match found.precision {
+                Precision::Float32 => (furthest, FLOAT32),
+                Precision::Tf32 => (relative_root_mean_square, TF32),
                 Precision::Bfloat16 => (relative_root_mean_square, BFLOAT16),
-                _ => (furthest, FLOAT32),
             },
             Rule::Curves => {
                 let other = (self.run)(&Place { seed: 1, ..cpu })?;

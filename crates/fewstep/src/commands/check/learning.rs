@@ -146,6 +146,8 @@ epochs = 1
 batch_size = 27
 learning_rate = 1e-3
 dropout = 0.0
+[performance]
+read_loss_every = 1
 [limits]
 batches = 50
 "#;
@@ -216,6 +218,8 @@ pub(super) fn dit_curve(place: &Place) -> Result<Named> {
         batch_size: 32,
         learning_rate: 1e-3,
         schedule: LearningRate::Constant,
+        precision: place.precision,
+        read_loss_every: Some(1),
         checkpoint_every: 50,
         validation_images: 32,
         ..TrainOptions::default()
