@@ -160,7 +160,7 @@ impl TrainOptions {
 
     /// Whether all is written down after `step` steps.
     fn is_checkpoint(&self, step: u32) -> bool {
-        step % self.checkpoint_every == 0 || step == self.steps
+        step.is_multiple_of(self.checkpoint_every) || step == self.steps
     }
 }
 

@@ -82,3 +82,30 @@ pub(crate) fn or_lower<T, E: Into<anyhow::Error>>(
 pub(crate) fn tell(line: &str) {
     let _ = writeln!(stderr(), "{line}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_out_of_memory_is_answered_with_what_to_lower() {
+        let sentence = |e: anyhow::Error| {
+            or_lower(Err::<(), _>(e), "--batch")
+                .unwrap_err()
+                .to_string()
+        };
+        // 1 PiB: more than an address space holds.
+        let full = || {
+            let cpu = (tch::Kind::Float, tch::Device::Cpu);
+            fewstep_diffusion::Error::from(tch::Tensor::f_empty([1 << 48], cpu).unwrap_err())
+        };
+        let said = "out of memory: 1048576.00 GiB asked for on the CPU; lower --batch";
+        assert_eq!(sentence(full().into()), said);
+        assert_eq!(
+            sentence(fewstep_harmonica::Error::from(full()).into()),
+            said
+        );
+        let other = fewstep_diffusion::Error::Stopped("the disk is full".into());
+        assert_eq!(sentence(other.into()), "the disk is full");
+    }
+}
