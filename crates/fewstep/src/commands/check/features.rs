@@ -33,9 +33,8 @@ pub(super) fn features(place: &Place) -> Result<Named> {
             ("logits", &found.logits),
         ];
         for (what, rows) in rows {
-            let numbers: Vec<f32> = rows.iter().copied().collect();
-            if !numbers.is_empty() {
-                all.push((format!("{name}: {what}"), Tensor::f_from_slice(&numbers)?));
+            if !rows.is_empty() {
+                all.push((format!("{name}: {what}"), Tensor::f_from_slice(rows)?));
             }
         }
     }
