@@ -203,6 +203,17 @@ pub fn check(options: &Options) -> Result<ExitCode> {
         }
     }
     progress.finish(format!("{} done", outcomes.len()));
+    if outcomes.is_empty() {
+        let why: Vec<_> = skipped
+            .iter()
+            .map(|(name, why)| format!("{name} ({why})"))
+            .collect();
+        bail!(
+            "--only: nothing of it can be asked in {}: {}",
+            found.precision.name(),
+            why.join(", ")
+        );
+    }
     let (on, agree) = (
         device::name(found.device),
         outcomes.iter().all(|o| o.agrees),
