@@ -15,6 +15,8 @@ fn every_subcommand_has_help_with_an_example() {
         &["data", "files"],
         &["data", "fetch"],
         &["evaluate"],
+        &["report"],
+        &["dashboard"],
         &["bench"],
     ] {
         let done = sandbox.fewstep(&[words, &["--help"]].concat());

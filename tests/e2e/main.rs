@@ -16,6 +16,7 @@ mod harmonica;
 mod infer;
 mod jobs;
 mod published;
+mod report;
 mod resume;
 mod run;
 mod sampling;

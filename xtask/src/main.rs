@@ -3,6 +3,7 @@
 //! It finds or installs libtorch, builds the `fewstep` binary and drives it, and runs every check that CI runs. It never
 //! depends on tch, so it builds in under a minute on a machine that has nothing yet.
 
+mod browser;
 mod checkout;
 mod commands;
 mod libtorch;
@@ -36,6 +37,9 @@ enum Task {
         /// Take the CUDA parts as well (2.5 GB to download instead of 0.5 GB)
         #[arg(long)]
         cuda: bool,
+        /// Get a Chromium and axe-core as well, with which reports are tested
+        #[arg(long)]
+        browser: bool,
         /// Show all that pip says
         #[arg(long)]
         verbose: bool,
@@ -119,7 +123,11 @@ enum Task {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = Checkout::find().and_then(|checkout| match cli.command {
-        Task::Setup { cuda, verbose } => commands::setup::setup(&checkout, cuda, verbose),
+        Task::Setup {
+            cuda,
+            browser,
+            verbose,
+        } => commands::setup::setup(&checkout, cuda, browser, verbose),
         Task::Doctor => commands::doctor::doctor(&checkout),
         Task::Run { arguments } => commands::drive::fewstep(&checkout, Some("run"), &arguments),
         Task::Demo { arguments } => commands::drive::fewstep(&checkout, Some("demo"), &arguments),

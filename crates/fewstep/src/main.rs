@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use fewstep::commands::infer::{Infer, infer};
 use fewstep::commands::{
-    bench, check, compare, data, demo, devices, evaluate, export, import, plan, router, run, sample,
+    bench, check, compare, data, demo, devices, evaluate, export, import, plan, report, router,
+    run, sample,
 };
 
 /// Networks that pay for time, paying less of it.
@@ -29,6 +30,10 @@ enum Command {
     Demo(demo::Options),
     /// Compare cache policies at the same saving and at the same time
     Compare(compare::Options),
+    /// Make the report of a run, or one that compares runs
+    Report(report::Options),
+    /// Show runs in a browser on this machine, live while training goes on
+    Dashboard(report::DashboardOptions),
     /// Sample images from a diffusion transformer, with or without a cache
     Sample(Box<sample::Options>),
     /// Find the cache plan for a saving or a latency; make, show and compare plans
@@ -66,6 +71,8 @@ fn main() -> ExitCode {
         Some(Command::Run(o)) => run::run(&o).map(done),
         Some(Command::Compare(o)) => compare::compare(&o).map(done),
         Some(Command::Demo(o)) => demo::demo(&o).map(done),
+        Some(Command::Report(o)) => report::report(&o).map(done),
+        Some(Command::Dashboard(o)) => report::dashboard(&o).map(done),
         Some(Command::Sample(o)) => sample::sample(&o).map(done),
         Some(Command::Plan(c)) => plan::plan(&c),
         Some(Command::Router(c)) => router::router(&c).map(done),

@@ -8,6 +8,7 @@
 //! plots/*.png
 //! table.md         the table that the terminal shows, as Markdown
 //! summary.json     written last: its presence says that the run is finished
+//! report.html      all of that to look at, made from the others and at any time again (`fewstep report`)
 //! run.lock         held (by the operating system) while a process works on the folder; left behind, it means nothing
 //! ```
 //!
@@ -22,9 +23,11 @@ mod events;
 #[cfg(test)]
 mod tests;
 
+use std::env;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -46,6 +49,7 @@ const TENSORBOARD: &str = "tb";
 const CHECKPOINTS: &str = "checkpoints";
 const PLOTS: &str = "plots";
 const TABLE: &str = "table.md";
+const REPORT: &str = "report.html";
 
 /// What to do when the folder already holds a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,7 +129,11 @@ impl RunFolder {
         };
         if run.events.is_empty() {
             let unix_s = tensorboard::unix_seconds();
-            run.event("start", json!({"mark": 0, "unix_s": unix_s, "run": name}))?;
+            let start = json!({
+                "mark": 0, "unix_s": unix_s, "run": name,
+                "command": command(), "machine": machine(), "versions": versions(),
+            });
+            run.event("start", start)?;
         }
         Ok(run)
     }
@@ -191,13 +199,14 @@ impl RunFolder {
     }
 
     /// Goes back to the state of the log at checkpoint `number` (0: the start): drops every later event, makes the
-    /// TensorBoard files anew from what is left, and deletes `summary.json`. Call it once after resuming.
+    /// TensorBoard files anew from what is left, and deletes `summary.json` and `report.html`. Call it once after resuming.
     ///
     /// # Errors
     /// If a file cannot be written, or a line of the log in front of the mark is not JSON.
     pub fn rewind(&mut self, number: u64) -> Result<(), RunError> {
         let summary = self.path.join(SUMMARY);
         remove_if_there(&summary)?;
+        remove_if_there(&self.path.join(REPORT))?;
         let kept = self.events.truncate_after_mark(number)?;
         self.earlier_s = self.events.last_time_s();
         self.started = Instant::now();
@@ -267,6 +276,14 @@ impl RunFolder {
         Ok(write_atomically(&path, text.as_bytes())?)
     }
 
+    /// Writes `report.html` from what is in the folder.
+    ///
+    /// # Errors
+    /// If a file of the folder cannot be read, or the report cannot be written.
+    pub fn write_report(&self) -> Result<PathBuf, RunError> {
+        write_report(&self.path)
+    }
+
     fn with_tensorboard(
         &mut self,
         write: impl FnOnce(&mut EventWriter) -> io::Result<()>,
@@ -282,6 +299,74 @@ impl RunFolder {
         };
         write(writer).map_err(failed)
     }
+}
+
+/// Writes `report.html` into a run folder.
+///
+/// # Errors
+/// If it is no run folder, a file of it cannot be read, or the report cannot be written.
+pub fn write_report(folder: &Path) -> Result<PathBuf, RunError> {
+    let page = fewstep_report::Run::read(folder)?.page();
+    let path = folder.join(REPORT);
+    write_atomically(&path, page.to_html().as_bytes())?;
+    Ok(path)
+}
+
+/// What this program and the libraries below it are.
+pub(crate) fn versions() -> Value {
+    let mut versions =
+        json!({"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION});
+    // xtask knows it.
+    if let Ok(commit) = env::var("FEWSTEP_COMMIT") {
+        versions["commit"] = commit.into();
+    }
+    versions
+}
+
+/// The words that this process was started with.
+fn command() -> Vec<String> {
+    let mut words: Vec<_> = env::args().collect();
+    if let Some(program) = words.first_mut() {
+        // Where it lies is this machine's business.
+        let name = Path::new(program.as_str()).file_name();
+        *program = name.unwrap_or_default().to_string_lossy().into_owned();
+    }
+    words
+}
+
+/// As the driver names them.
+fn gpus() -> Vec<String> {
+    let all = fs::read_dir("/proc/driver/nvidia/gpus")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let model = |folder: PathBuf| {
+        let text = fs::read_to_string(folder.join("information")).ok()?;
+        let line = text.lines().find_map(|l| l.strip_prefix("Model:"))?;
+        Some(line.trim().to_owned())
+    };
+    all.filter_map(|entry| model(entry.path())).collect()
+}
+
+fn machine() -> Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let value = |text: &str, key: &str, between: char| {
+        let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+        Some(
+            line.trim_start_matches(['\t', ' ', between])
+                .trim_matches('"')
+                .to_owned(),
+        )
+    };
+    let memory = value(&read("/proc/meminfo"), "MemTotal", ':');
+    let memory_kib = memory.and_then(|m| m.trim_end_matches(" kB").trim().parse::<f64>().ok());
+    json!({
+        "cpu": value(&read("/proc/cpuinfo"), "model name", ':'),
+        "cores": thread::available_parallelism().ok(),
+        "memory_gib": memory_kib.map(|kib| (kib / 1024. / 102.4).round() / 10.),
+        "system": value(&read("/etc/os-release"), "PRETTY_NAME", '='),
+        "gpus": gpus(),
+    })
 }
 
 fn check_name(name: &str) -> Result<(), RunError> {
@@ -351,6 +436,7 @@ impl Contents {
 fn delete_run(folder: &Path) -> Result<(), RunError> {
     remove_if_there(&folder.join(SUMMARY))?;
     remove_if_there(&folder.join(TABLE))?;
+    remove_if_there(&folder.join(REPORT))?;
     remove_if_there(&folder.join(EVENTS))?;
     delete_files(&folder.join(TENSORBOARD), is_tensorboard_file)?;
     delete_files(&folder.join(PLOTS), |name| name.ends_with(".png"))?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::licences;
+use crate::browser::Browser;
 use crate::checkout::Checkout;
 use crate::libtorch::ensure;
 
@@ -48,6 +49,10 @@ pub fn ci(checkout: &Checkout) -> Result<ExitCode> {
     ensure(checkout, false, false)?;
     for step in AFTER_LIBTORCH {
         run(checkout, step)?;
+    }
+    // Where it can't be had, `test` says so.
+    if let Err(error) = Browser::install(checkout) {
+        eprintln!("{error:#}");
     }
     eprintln!("== tests");
     if super::test::test(checkout, false)? != ExitCode::SUCCESS {

@@ -85,6 +85,8 @@ pub fn build(checkout: &Checkout) -> Result<Built> {
 /// `cargo WORD --package fewstep` from the user's folder.
 fn cargo(checkout: &Checkout, word: &str) -> Result<Command> {
     let mut cargo = checkout.cargo();
+    // Goes into what a run says of itself.
+    cargo.envs(commit(checkout).map(|commit| ("FEWSTEP_COMMIT", commit)));
     cargo.current_dir(env::current_dir().context("the current folder is gone")?);
     cargo.arg(word);
     if checkout.target().join("debug/fewstep").exists() {
@@ -97,4 +99,20 @@ fn cargo(checkout: &Checkout, word: &str) -> Result<Command> {
         .arg(checkout.root.join("Cargo.toml"));
     cargo.args(["--package", "fewstep"]);
     Ok(cargo)
+}
+
+/// The checkout's commit, `-dirty` where files differ from it; nothing where git does not say.
+fn commit(checkout: &Checkout) -> Option<String> {
+    let mut git = Command::new("git");
+    git.arg("-C").arg(&checkout.root);
+    git.args([
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]);
+    let output = git.stderr(Stdio::null()).output().ok()?;
+    let said = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| said.trim().to_owned())
 }

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::browser::Browser;
 use crate::checkout::Checkout;
 use crate::libtorch::{Outcome, VERSION, ensure};
 
-/// Installs and links libtorch, and says where it is.
-pub fn setup(checkout: &Checkout, cuda: bool, verbose: bool) -> Result<ExitCode> {
+/// Installs and links libtorch, on demand what the tests of reports need, and says where it is.
+pub fn setup(checkout: &Checkout, cuda: bool, browser: bool, verbose: bool) -> Result<ExitCode> {
     match ensure(checkout, cuda, verbose)? {
         Outcome::Ready(folder) => {
             println!("libtorch {VERSION} is set up already: {}", folder.display())
@@ -17,6 +18,14 @@ pub fn setup(checkout: &Checkout, cuda: bool, verbose: bool) -> Result<ExitCode>
             "libtorch {VERSION} is set up: .libtorch -> {}",
             folder.display()
         ),
+    }
+    if browser {
+        let Browser { chromium, axe } = Browser::install(checkout)?;
+        println!(
+            "reports are tested with {} and {}",
+            chromium.display(),
+            axe.display()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::bench;
+use crate::browser::Browser;
 use crate::checkout::Checkout;
 use crate::libtorch::ensure;
 
@@ -29,6 +30,12 @@ pub fn test(checkout: &Checkout, slow: bool) -> Result<ExitCode> {
             cargo.env("FEWSTEP_BENCH_PYTHON", python);
         }
     }
+    let browser = Browser::find(checkout);
+    if let Ok(Browser { chromium, axe }) = &browser {
+        cargo
+            .env("FEWSTEP_CHROMIUM", chromium)
+            .env("FEWSTEP_AXE", axe);
+    }
     let status = cargo.status().context("cannot start cargo")?;
     let seconds = start.elapsed().as_secs();
     if status.success() {
@@ -38,6 +45,9 @@ pub fn test(checkout: &Checkout, slow: bool) -> Result<ExitCode> {
             " (the slow ones run with --slow)"
         };
         println!("all tests passed in {seconds} s{left_out}");
+        if let Err(missing) = browser {
+            println!("reports were not looked at in a browser: {missing}");
+        }
         Ok(ExitCode::SUCCESS)
     } else {
         println!("tests failed after {seconds} s: see above");

@@ -166,15 +166,17 @@ pub(crate) fn follow(
         "ranks": group.world(),
         "seconds": folder.elapsed_s(),
         "sample_seconds": sample_seconds,
-        "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION},
+        "versions": crate::run::versions(),
     }))?;
+    super::report::of_run(&folder);
     if common.json {
         return super::print(std::fs::read_to_string(folder.path("summary.json"))?.trim_end());
     }
     super::print(&format!(
-        "validation loss {validation_loss:.4}; weights: {}; samples: {}",
+        "validation loss {validation_loss:.4}; weights: {}; samples: {}; to look at: {}",
         weights.display(),
-        folder.path("plots/samples.png").display()
+        folder.path("plots/samples.png").display(),
+        folder.path("report.html").display()
     ))
 }
 

@@ -19,6 +19,7 @@ pub mod infer;
 mod observe;
 pub mod plan;
 mod ranks;
+pub mod report;
 pub mod router;
 pub mod run;
 pub mod sample;

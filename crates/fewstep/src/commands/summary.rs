@@ -57,10 +57,11 @@ pub(crate) fn write(
         "direct": report.direct,
         "energy": last.map(|s| json!({"ann_uj": s.energy.ann_uj, "snn_uj": s.energy.snn_uj, "timesteps": s.timesteps, "first_layer": s.energy.first_layer, "pool": s.energy.pool})),
         "latency_ms": {"ann": report.ann.latency_ms.median_ms, "snn": last.map(|s| s.latency_ms.median_ms), "batch": 1},
-        "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION},
+        "versions": crate::run::versions(),
     });
     folder.write_table(&report::to_markdown(&rows(report)))?;
     folder.write_summary(&summary)?;
+    super::report::of_run(folder);
     Ok(())
 }
 
@@ -86,8 +87,9 @@ pub(crate) fn print(folder: &RunFolder, report: &Report, as_json: bool) -> Resul
         }
     }
     super::print(&format!(
-        "figures, plots and checkpoints: {}",
-        folder.path("").display()
+        "figures, plots and checkpoints: {}; to look at: {}",
+        folder.path("").display(),
+        folder.path("report.html").display()
     ))
 }
 

@@ -9,6 +9,9 @@ pub enum RunError {
     /// A whole file could not be written.
     #[error(transparent)]
     File(#[from] fewstep_torch::Error),
+    /// The report could not be made from what is in the folder.
+    #[error(transparent)]
+    Report(#[from] fewstep_report::Error),
     /// The run's name would not be one folder inside of the root.
     #[error(
         "the run name {name:?} must be letters, digits, `-`, `_` and `.`, and must not begin with `.`"

@@ -11,12 +11,17 @@ use super::Named;
 use super::compare::Compared;
 use super::matched::{self, AtLatency, AtSaving};
 use crate::experiment::HarmonicaExperiment;
+use crate::images;
 use crate::plot::{self, PlanCells};
 use crate::report::{self, Style};
 use crate::run::RunFolder;
 
 /// Images of each grid that is shown side by side.
 const SHOWN: usize = 40;
+
+/// Policies whose samples become pictures of their own, and about how many pixels such a picture may have.
+const MOST_SAMPLED: usize = 16;
+const MOST_PIXELS: usize = 1 << 20;
 
 /// Writes everything; the summary comes last: it says that the run is finished.
 pub(super) fn write(
@@ -75,6 +80,9 @@ pub(super) fn write(
             "threshold": r.learned.router.threshold(),
             "training": r.learned.router.training(),
             "file": format!("router-{}.safetensors", r.name),
+            // In the order of execution, a row for each step.
+            "timesteps": in_order(&r.learned.router.made_for().timesteps),
+            "probabilities": in_order(&r.learned.router.probabilities()),
         })
     };
     folder.write_summary(&json!({
@@ -103,8 +111,9 @@ pub(super) fn write(
         "threads": tch::get_num_threads(),
         "ranks": ranks,
         "seconds": folder.elapsed_s(),
-        "versions": {"fewstep": env!("CARGO_PKG_VERSION"), "libtorch": fewstep_torch::LIBTORCH_VERSION},
+        "versions": crate::run::versions(),
     }))?;
+    super::super::report::of_run(folder);
     Ok(())
 }
 
@@ -185,8 +194,9 @@ pub(super) fn print(folder: &RunFolder, all: &[Compared], as_json: bool) -> Resu
     }
     super::super::print(&report::text(&HEADER, &rows(all), Style::detect()))?;
     super::super::print(&format!(
-        "plans, routers and plots: {} (plots/side-by-side.png shows the samples)",
-        folder.path("").display()
+        "plans, routers and plots: {}; to look at: {}",
+        folder.path("").display(),
+        folder.path("report.html").display()
     ))
 }
 
@@ -282,6 +292,11 @@ pub(crate) fn plan_plot(title: &str, plan: &CachePlan) -> plot::PlanPlot {
 
 const PARTS: &str = "A attention, M MLP";
 
+/// Rows go from the last executed call to the first.
+fn in_order<T: Clone>(rows: &[T]) -> Vec<T> {
+    rows.iter().rev().cloned().collect()
+}
+
 /// Of each executed call; rows are the other way round.
 fn timesteps(rows: &[f64]) -> Vec<u32> {
     rows.iter().rev().map(|t| t.round() as u32).collect()
@@ -374,6 +389,7 @@ fn pictures(folder: &mut RunFolder, all: &[Compared]) -> Result<()> {
         })
         .take(6)
         .collect();
+    samples(folder, all)?;
     if !panels.is_empty() {
         let picture = plot::side_by_side(&plot::SideBySidePlot {
             title: format!("{name}: the same noise under each policy"),
@@ -381,6 +397,29 @@ fn pictures(folder: &mut RunFolder, all: &[Compared]) -> Result<()> {
             columns: Some(10),
         })?;
         folder.plot("side-by-side", &picture)?;
+    }
+    Ok(())
+}
+
+/// The first images of each policy as a picture of its own: a report shows any two behind a slider.
+fn samples(folder: &mut RunFolder, all: &[Compared]) -> Result<()> {
+    for compared in all.iter().take(MOST_SAMPLED) {
+        let Some(pixels) = &compared.pixels else {
+            continue;
+        };
+        let (count, height, width, _) = pixels.dim();
+        let n = (MOST_PIXELS / (height * width).max(1))
+            .clamp(4, SHOWN)
+            .min(count);
+        let layout = images::GridLayout {
+            columns: Some(n.div_ceil(4).clamp(2, 10)),
+            ..images::GridLayout::default()
+        };
+        let grid = images::grid(pixels.slice(ndarray::s![..n, .., .., ..]), layout)?;
+        folder.plot(
+            &format!("samples-{}", file_name(compared)),
+            &images::png(grid.view())?,
+        )?;
     }
     Ok(())
 }
