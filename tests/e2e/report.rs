@@ -1,122 +1,18 @@
 //! Reports in a browser, as a reader meets them. `cargo xtask test` names a Chromium and axe-core where they are.
 
-use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use headless_chrome::protocol::cdp::Page::CaptureScreenshotFormatOption::Png;
-use headless_chrome::protocol::cdp::types::Event;
-use headless_chrome::{Browser, LaunchOptions, Tab};
 use serde_json::{Value, json};
 
+use crate::browser::Window;
 use crate::common::Sandbox;
 
-/// A window with what its page complained of.
-struct Window {
-    tab: Arc<Tab>,
-    complaints: Arc<Mutex<Vec<String>>>,
-    axe: String,
-    _browser: Browser,
-}
-
-impl Window {
-    /// `None` without a browser.
-    fn open(url: &str, width: u32, height: u32) -> Option<Self> {
-        let (Some(chromium), Some(axe)) = (
-            std::env::var_os("FEWSTEP_CHROMIUM"),
-            std::env::var_os("FEWSTEP_AXE"),
-        ) else {
-            eprintln!(
-                "skipped: no Chromium and axe-core are named; `cargo xtask setup --browser`, then `cargo xtask test`"
-            );
-            return None;
-        };
-        let options = LaunchOptions {
-            path: Some(chromium.into()),
-            window_size: Some((width, height)),
-            // Containers give a process no rights to shut itself in.
-            sandbox: false,
-            idle_browser_timeout: Duration::from_secs(120),
-            args: [
-                OsStr::new("--disable-dev-shm-usage"),
-                OsStr::new("--disable-gpu"),
-            ]
-            .to_vec(),
-            ..LaunchOptions::default()
-        };
-        let browser = Browser::new(options).unwrap();
-        let tab = browser.new_tab().unwrap();
-        tab.set_default_timeout(Duration::from_secs(60));
-        let complaints = Arc::new(Mutex::new(Vec::new()));
-        tab.enable_log().unwrap();
-        tab.enable_runtime().unwrap();
-        let heard = complaints.clone();
-        tab.add_event_listener(Arc::new(move |event: &Event| {
-            let said = match event {
-                Event::LogEntryAdded(e) => format!("{:?}", e.params.entry),
-                Event::RuntimeExceptionThrown(e) => format!("{:?}", e.params.exception_details),
-                _ => return,
-            };
-            heard.lock().unwrap().push(said);
-        }))
-        .unwrap();
-        tab.navigate_to(url)
-            .unwrap()
-            .wait_until_navigated()
-            .unwrap();
-        Some(Self {
-            tab,
-            complaints,
-            axe: std::fs::read_to_string(axe).unwrap(),
-            _browser: browser,
-        })
-    }
-
-    /// What a piece of JavaScript gives; promises are waited for.
-    fn js(&self, code: &str) -> Value {
-        let text = self
-            .tab
-            .evaluate(
-                &format!("(async () => JSON.stringify(await (async () => {{ {code} }})()))()"),
-                true,
-            )
-            .unwrap();
-        let text = text.value.unwrap_or_else(|| panic!("no value from {code}"));
-        text.as_str()
-            .map_or(Value::Null, |t| serde_json::from_str(t).unwrap())
-    }
-
-    fn quiet(&self) {
-        let complaints = self.complaints.lock().unwrap();
-        assert!(complaints.is_empty(), "{complaints:#?}");
-    }
-
-    /// What axe-core finds against WCAG 2.2 A and AA.
-    fn accessible(&self, when: &str) {
-        self.tab.evaluate(&self.axe, false).unwrap();
-        let found = self.js(
-            "const r = await axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']});
-             return r.violations.map(v => v.id + ': ' + v.nodes.map(n => n.html.slice(0, 160) + ' ' + n.failureSummary).join(' | '));",
-        );
-        assert_eq!(found, json!([]), "{when}");
-    }
-
-    /// Into target/report-screenshots, for people.
-    fn screenshot(&self, name: &str) {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report-screenshots");
-        std::fs::create_dir_all(&folder).unwrap();
-        let png = self.tab.capture_screenshot(Png, None, None, true).unwrap();
-        std::fs::write(folder.join(format!("{name}.png")), png).unwrap();
-    }
-
-    /// Charts that are drawn: their ids and how many shapes each has.
-    fn drawn(&self) -> Vec<(String, u64)> {
-        let all = self.js("return [...document.querySelectorAll('[data-chart]')].filter(f => f.offsetParent).map(f => [f.dataset.chart, f.querySelectorAll('svg path').length]);");
-        serde_json::from_value(all).unwrap()
-    }
+/// Charts that can be seen: their ids and how many shapes each has.
+fn drawn(window: &Window) -> Vec<(String, u64)> {
+    let all = window.js("return [...document.querySelectorAll('[data-chart]')].filter(f => f.offsetParent).map(f => [f.dataset.chart, f.querySelectorAll('svg path').length]);");
+    serde_json::from_value(all).unwrap()
 }
 
 fn url(file: &Path) -> String {
@@ -133,7 +29,7 @@ fn the_report_of_a_spiking_run_loads_without_errors_has_data_in_its_charts_and_i
     let Some(window) = Window::open(&url(&file), 1280, 1000) else {
         return;
     };
-    let drawn = window.drawn();
+    let drawn = drawn(&window);
     let ids: Vec<_> = drawn.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(
         ids,
@@ -167,20 +63,12 @@ fn the_report_of_a_spiking_run_loads_without_errors_has_data_in_its_charts_and_i
     window.accessible("light");
     window.screenshot("iir-light");
     // Dark, with a chart's numbers open, from the keyboard.
-    window.tab.find_element("#theme").unwrap().focus().unwrap();
-    window.tab.press_key("Enter").unwrap();
+    window.key("#theme", "Enter", 13);
     assert_eq!(
         window.js("return document.documentElement.dataset.theme;"),
         "dark"
     );
-    window
-        .tab
-        .find_element(".numbers summary")
-        .unwrap()
-        .focus()
-        .unwrap();
-    window.tab.press_key("Enter").unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    window.key(".numbers summary", "Enter", 13);
     let rows = window.js("return document.querySelectorAll('.numbers[open] tbody tr').length;");
     assert!(rows.as_u64().unwrap() >= 3, "{rows}");
     window.accessible("dark");
@@ -191,7 +79,7 @@ fn the_report_of_a_spiking_run_loads_without_errors_has_data_in_its_charts_and_i
         window.js("return document.documentElement.dataset.theme;"),
         "light"
     );
-    let pdf = window.tab.print_to_pdf(None).unwrap();
+    let pdf = window.pdf();
     assert!(
         pdf.starts_with(b"%PDF") && pdf.len() > 20_000,
         "{} bytes",
@@ -205,23 +93,10 @@ fn on_a_phone_nothing_but_tables_is_wider_than_the_screen() {
     let sandbox = Sandbox::new();
     assert!(sandbox.run(&[]).ok);
     let file = sandbox.path("runs/tiny/report.html");
-    // No window of Chromium is narrower than 500: a frame is.
-    let frame = sandbox.path("phone.html");
-    let page = format!(
-        "<!DOCTYPE html><title>phone</title><iframe src=\"{}\" width=\"375\" height=\"2600\" style=\"border:0\"></iframe>",
-        url(&file)
-    );
-    std::fs::write(&frame, page).unwrap();
-    let Some(window) = Window::open(&url(&frame), 800, 2700) else {
+    let Some(window) = Window::open(&url(&file), 375, 800) else {
         return;
     };
-    std::thread::sleep(Duration::from_secs(1));
     window.screenshot("iir-phone");
-    drop(window);
-    // Frames of files cannot be asked; a window can.
-    let Some(window) = Window::open(&url(&file), 500, 900) else {
-        return;
-    };
     let width = window.js("return [document.documentElement.scrollWidth, innerWidth];");
     assert!(width[0].as_u64() <= width[1].as_u64(), "{width}");
     window.quiet();
@@ -266,7 +141,7 @@ fn the_report_of_a_comparison_has_a_heatmap_with_tooltips_and_a_slider_that_move
     else {
         return;
     };
-    let drawn = window.drawn();
+    let drawn = drawn(&window);
     for id in [
         "speed-against-quality",
         "error-per-step",
@@ -283,12 +158,12 @@ fn the_report_of_a_comparison_has_a_heatmap_with_tooltips_and_a_slider_that_move
     // A cell tells its step, its sub-module and its probability.
     window.js("document.querySelector('[data-chart=router-harmonica]').scrollIntoView({block: 'center'});");
     let place = window.js("const b = document.querySelector('[data-chart=router-harmonica] .plot').getBoundingClientRect(); return [b.x + 100, b.y + 40];");
-    let point = headless_chrome::browser::tab::point::Point {
-        x: place[0].as_f64().unwrap(),
-        y: place[1].as_f64().unwrap(),
-    };
-    window.tab.move_mouse_to_point(point).unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    window.point_at(place[0].as_f64().unwrap(), place[1].as_f64().unwrap());
+    let told = "document.querySelector('[data-chart=router-harmonica] .plot').innerText";
+    window.until(
+        "a tooltip",
+        &format!("return {told}.includes('threshold');"),
+    );
     let tooltip = window
         .js("return document.querySelector('[data-chart=router-harmonica] .plot').innerText;");
     let said = tooltip.as_str().unwrap();
@@ -302,15 +177,9 @@ fn the_report_of_a_comparison_has_a_heatmap_with_tooltips_and_a_slider_that_move
     // The slider, from the keyboard.
     let cut =
         || window.js("return document.querySelector('.stack').style.getPropertyValue('--cut');");
-    window
-        .tab
-        .find_element("input[type=range]")
-        .unwrap()
-        .focus()
-        .unwrap();
-    window.tab.press_key("ArrowRight").unwrap();
+    window.key("input[type=range]", "ArrowRight", 39);
     assert_eq!(cut(), "51%");
-    window.tab.press_key("Home").unwrap();
+    window.key("input[type=range]", "Home", 36);
     assert_eq!(cut(), "0%");
     // Another policy on the right.
     let right = "document.querySelector('select.right')";
@@ -324,14 +193,12 @@ fn the_report_of_a_comparison_has_a_heatmap_with_tooltips_and_a_slider_that_move
     window.js(&format!(
         "{plans}.selectedIndex = 1; {plans}.dispatchEvent(new Event('change'));"
     ));
-    std::thread::sleep(Duration::from_millis(200));
     assert!(
-        window
-            .drawn()
+        drawn(&window)
             .iter()
             .any(|(id, shapes)| id == "plan-1" && *shapes > 3),
         "{:?}",
-        window.drawn()
+        drawn(&window)
     );
     window.accessible("light");
     window.quiet();
@@ -370,9 +237,9 @@ fn several_runs_are_compared_in_one_file() {
         ])
     );
     assert!(
-        window.drawn().iter().all(|(_, shapes)| *shapes > 5),
+        drawn(&window).iter().all(|(_, shapes)| *shapes > 5),
         "{:?}",
-        window.drawn()
+        drawn(&window)
     );
     window.accessible("light");
     window.screenshot("two-runs");
@@ -417,39 +284,23 @@ fn the_dashboard_follows_a_run_while_it_trains() {
             .spawn()
             .unwrap(),
     );
-    let wait = |what: &str, code: &str| {
-        let start = Instant::now();
-        while window.js(code) != json!(true) {
-            assert!(
-                start.elapsed() < Duration::from_secs(60),
-                "{what}: {}",
-                window.js("return document.body.innerText.slice(0, 500);")
-            );
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    };
-    wait(
+    window.until(
         "the run appears by itself",
         "return !!document.querySelector('a[href=\"/runs/tiny\"]');",
     );
     window.accessible("the list of runs");
-    window
-        .tab
-        .navigate_to(&format!("{address}runs/tiny"))
-        .unwrap()
-        .wait_until_navigated()
-        .unwrap();
+    window.go(&format!("{address}runs/tiny"));
     let points = "(data => data.loss ? data.loss.plot.series[0].points.length : 0)(JSON.parse(document.getElementById('data').textContent))";
-    wait(
+    window.until(
         "the page is live",
         "return document.getElementById('live').textContent === 'live';",
     );
-    wait(
+    window.until(
         "epochs come in",
         "const m = document.getElementById('subtitle').textContent.match(/epoch (\\d+) of 300/); return !!m && Number(m[1]) > 2;",
     );
     let before = window.js("return Number(document.getElementById('subtitle').textContent.match(/epoch (\\d+)/)[1]);").as_u64().unwrap();
-    wait(
+    window.until(
         "and more of them, without a reload",
         &format!(
             "return Number(document.getElementById('subtitle').textContent.match(/epoch (\\d+)/)[1]) > {before};"
@@ -457,12 +308,11 @@ fn the_dashboard_follows_a_run_while_it_trains() {
     );
     assert!(window.js(&format!("return {points};")).is_number());
     assert!(
-        window
-            .drawn()
+        drawn(&window)
             .iter()
             .any(|(id, shapes)| id == "loss" && *shapes > 3),
         "{:?}",
-        window.drawn()
+        drawn(&window)
     );
     training.0.kill().unwrap();
     training.0.wait().unwrap();
