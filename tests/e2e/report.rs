@@ -10,7 +10,7 @@ use crate::browser::Window;
 use crate::common::Sandbox;
 
 /// Charts that can be seen: their ids and how many shapes each has.
-fn drawn(window: &Window) -> Vec<(String, u64)> {
+fn charts(window: &Window) -> Vec<(String, u64)> {
     let all = window.js("return [...document.querySelectorAll('[data-chart]')].filter(f => f.offsetParent).map(f => [f.dataset.chart, f.querySelectorAll('svg path').length]);");
     serde_json::from_value(all).unwrap()
 }
@@ -29,7 +29,7 @@ fn the_report_of_a_spiking_run_loads_without_errors_has_data_in_its_charts_and_i
     let Some(window) = Window::open(&url(&file), 1280, 1000) else {
         return;
     };
-    let drawn = drawn(&window);
+    let drawn = charts(&window);
     let ids: Vec<_> = drawn.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(
         ids,
@@ -69,8 +69,10 @@ fn the_report_of_a_spiking_run_loads_without_errors_has_data_in_its_charts_and_i
         "dark"
     );
     window.key(".numbers summary", "Enter", 13);
-    let rows = window.js("return document.querySelectorAll('.numbers[open] tbody tr').length;");
-    assert!(rows.as_u64().unwrap() >= 3, "{rows}");
+    window.until(
+        "the chart's numbers as a table",
+        "return document.querySelectorAll('.numbers[open] tbody tr').length >= 3;",
+    );
     window.accessible("dark");
     window.screenshot("iir-dark");
     // Printed, it is light again and all of it is there.
@@ -141,7 +143,7 @@ fn the_report_of_a_comparison_has_a_heatmap_with_tooltips_and_a_slider_that_move
     else {
         return;
     };
-    let drawn = drawn(&window);
+    let drawn = charts(&window);
     for id in [
         "speed-against-quality",
         "error-per-step",
@@ -157,7 +159,7 @@ fn the_report_of_a_comparison_has_a_heatmap_with_tooltips_and_a_slider_that_move
     }
     // A cell tells its step, its sub-module and its probability.
     window.js("document.querySelector('[data-chart=router-harmonica]').scrollIntoView({block: 'center'});");
-    let place = window.js("const b = document.querySelector('[data-chart=router-harmonica] .plot').getBoundingClientRect(); return [b.x + 100, b.y + 40];");
+    let place = window.js("const b = document.querySelector('[data-chart=router-harmonica] .plot').getBoundingClientRect(); return [b.x + 180, b.y + 40];");
     window.point_at(place[0].as_f64().unwrap(), place[1].as_f64().unwrap());
     let told = "document.querySelector('[data-chart=router-harmonica] .plot').innerText";
     window.until(
@@ -194,11 +196,11 @@ fn the_report_of_a_comparison_has_a_heatmap_with_tooltips_and_a_slider_that_move
         "{plans}.selectedIndex = 1; {plans}.dispatchEvent(new Event('change'));"
     ));
     assert!(
-        drawn(&window)
+        charts(&window)
             .iter()
             .any(|(id, shapes)| id == "plan-1" && *shapes > 3),
         "{:?}",
-        drawn(&window)
+        charts(&window)
     );
     window.accessible("light");
     window.quiet();
@@ -237,9 +239,9 @@ fn several_runs_are_compared_in_one_file() {
         ])
     );
     assert!(
-        drawn(&window).iter().all(|(_, shapes)| *shapes > 5),
+        charts(&window).iter().all(|(_, shapes)| *shapes > 5),
         "{:?}",
-        drawn(&window)
+        charts(&window)
     );
     window.accessible("light");
     window.screenshot("two-runs");
@@ -308,11 +310,11 @@ fn the_dashboard_follows_a_run_while_it_trains() {
     );
     assert!(window.js(&format!("return {points};")).is_number());
     assert!(
-        drawn(&window)
+        charts(&window)
             .iter()
             .any(|(id, shapes)| id == "loss" && *shapes > 3),
         "{:?}",
-        drawn(&window)
+        charts(&window)
     );
     training.0.kill().unwrap();
     training.0.wait().unwrap();

@@ -90,7 +90,7 @@
   // The same numbers as a table.
   const tables = {
     lines: (p) => [["curve", p.x.label, p.y.label], p.series.flatMap((s) => s.points.map(([x, y]) => [s.name, short(x), short(y)]))],
-    points: (p) => [["family", "", p.x.label, p.y.label], p.families.flatMap((f) => f.points.map(([x, y], n) => [f.name, f.labels[n], short(x), short(y)]))],
+    points: (p) => [["family", "setting", p.x.label, p.y.label], p.families.flatMap((f) => f.points.map(([x, y], n) => [f.name, f.labels[n], short(x), short(y)]))],
     bars: (p) => [[p.x, ...p.series.map((s) => s.name)], p.groups.map((g, n) => [g, ...p.series.map((s) => short(s.values[n]))])],
     heatmap: (p) => [[p.y, ...p.columns], p.rows.map((r, n) => [r, ...(p.cells.of === "probabilities" ? p.cells.values[n].map(short) : [...p.cells.rows[n]])])],
   };
@@ -108,7 +108,7 @@
       cells.forEach((text, n) => {
         const cell = tr.appendChild(document.createElement(tag === "th" || n === 0 ? "th" : "td"));
         cell.textContent = text;
-        cell.scope = tag === "th" ? "col" : n === 0 ? "row" : "";
+        if (cell.tagName === "TH") cell.scope = tag === "th" ? "col" : "row";
       });
     };
     line(table.createTHead(), header, "th");

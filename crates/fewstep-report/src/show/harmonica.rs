@@ -109,7 +109,7 @@ fn result(run: &Run) -> Vec<Block> {
             ("recognised %", "recognised_percent", |v| fixed(v, 1)),
         ];
         columns.retain(|(_, key, _)| some(key));
-        let header = ["policy", ""]
+        let header = ["policy", "setting"]
             .into_iter()
             .chain(columns.iter().map(|(name, ..)| *name));
         let row = |p: &Value| -> Vec<Cell> {
