@@ -13,6 +13,11 @@
     if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6)) return v.toExponential(2);
     return String(Number(v.toPrecision(5)));
   };
+  // A logarithmic axis of less than a decade has too few marks to read: it becomes a linear one.
+  const spread = (a, values) => {
+    const seen = values.filter((v) => v !== null && v > 0);
+    return { ...a, log: a.log && seen.length > 0 && Math.max(...seen) > 8 * Math.min(...seen) };
+  };
   const visible = (axis, v) => v !== null && (!axis.log || v > 0);
   const lettered = { C: "computed", ".": "reused", 1: "forecast, order 1", 2: "forecast, order 2", 3: "forecast, order 3" };
 
@@ -73,7 +78,7 @@
       const said = (v) => probabilities ? `${short(v)}: ${v > p.cells.threshold ? "computed" : "reused"} (threshold ${short(p.cells.threshold)})` : lettered[letters[v]];
       return {
         ...base(1),
-        grid: { left: 118, right: 18, top: 10, bottom: 84 },
+        grid: { left: 118, right: 18, top: 10, bottom: 92 },
         tooltip: { ...box(), formatter: (t) => `${escaped(p.x)} ${escaped(p.columns[t.value[0]])}<br>${escaped(p.rows[t.value[1]])}<br><b>${escaped(said(t.value[2]))}</b>` },
         xAxis: { ...names(p.x, p.columns), nameGap: 26, splitArea: { show: false } }, yAxis: { ...names("", p.rows), inverse: true },
         visualMap: {
@@ -122,14 +127,16 @@
     const chart = data[id];
     const place = figure.querySelector(".plot");
     if (!chart || place.clientWidth === 0) return;
-    if (chart.plot.kind === "heatmap") place.style.height = Math.max(240, 110 + 17 * chart.plot.rows.length) + "px";
+    if (chart.plot.kind === "heatmap") place.style.height = Math.max(240, 118 + 17 * chart.plot.rows.length) + "px";
     let drawn = charts.get(id);
     if (!drawn) {
       drawn = echarts.init(place, null, { renderer: "svg" });
       charts.set(id, drawn);
       new ResizeObserver(() => drawn.resize()).observe(place);
     }
-    drawn.setOption(kinds[chart.plot.kind](chart.plot), true);
+    const p = chart.plot;
+    const values = { lines: () => p.series.flatMap((s) => s.points.map((q) => q[1])), points: () => p.families.flatMap((f) => f.points.map((q) => q[1])), bars: () => p.series.flatMap((s) => s.values) }[p.kind];
+    drawn.setOption(kinds[p.kind](values ? { ...p, y: spread(p.y, values()) } : p), true);
     const numbers = figure.querySelector(".numbers");
     if (numbers.open) fill(numbers, chart.plot);
   };

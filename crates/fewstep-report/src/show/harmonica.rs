@@ -400,7 +400,7 @@ fn learning(run: &Run) -> Vec<Block> {
     ];
     if routers
         .iter()
-        .any(|r| !run.curve(&format!("{r}/x0_mse")).is_empty())
+        .any(|r| run.curve(&format!("{r}/x0_mse")).iter().any(|p| p.1 > 0.))
     {
         blocks.push(chart(
             "learning-x0",
