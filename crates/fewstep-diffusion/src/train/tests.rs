@@ -1,4 +1,7 @@
+use fewstep_torch::Precision;
+
 use super::*;
+use crate::noise::BetaSchedule;
 
 fn config(learned_variance: bool) -> DitConfig {
     DitConfig {

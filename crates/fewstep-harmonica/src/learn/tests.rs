@@ -7,7 +7,7 @@ use fewstep_diffusion::{dit::ComputeAll, guidance::Guided, random::ImageNoise, s
 
 use super::job::Job;
 use super::*;
-use crate::{CachedReuse, Planned};
+use crate::{CachedReuse, Planned, RouterInit};
 
 fn alone() -> &'static Group {
     static ALONE: std::sync::LazyLock<Group> = std::sync::LazyLock::new(Group::alone);
