@@ -51,6 +51,10 @@ pub struct TrainOptions {
     /// Default: 1, on CUDA 20.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_loss_every: Option<usize>,
+    /// Keep the training images on the device as bytes, and augment them there. Default: false, on CUDA true where they take up to 2 GiB and
+    /// are not randomly resized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_on_device: Option<bool>,
     /// Steps between checkpoints.
     pub checkpoint_every: u32,
     /// Validation images that the loss is measured on at each checkpoint.
@@ -78,6 +82,7 @@ impl Default for TrainOptions {
             augment: Augment::default(),
             precision: Precision::Float32,
             read_loss_every: None,
+            data_on_device: None,
             checkpoint_every: 1000,
             validation_images: 512,
         }
@@ -127,6 +132,12 @@ impl TrainOptions {
             "read_loss_every",
             "at least 1",
             &self.read_loss_every,
+        )?;
+        expect(
+            self.data_on_device != Some(true) || self.augment.random_resized_crop.is_none(),
+            "data_on_device",
+            "false with augment.random_resized_crop, which is done on the CPU alone",
+            &true,
         )?;
         expect(
             self.checkpoint_every > 0,
