@@ -23,6 +23,7 @@ mod error;
 mod graph;
 mod group;
 mod library;
+pub mod memory;
 pub mod ops;
 pub mod optim;
 pub mod options;
