@@ -43,7 +43,8 @@ pub struct Options {
     pub json: bool,
 }
 
-fn precision(name: &str) -> Result<Precision, Unknown> {
+/// As in configs.
+pub(super) fn precision(name: &str) -> Result<Precision, Unknown> {
     let name: StrDeserializer<Unknown> = name.into_deserializer();
     Precision::deserialize(name)
 }
@@ -159,7 +160,10 @@ const CHECKS: &[Check] = &[
     Check {
         name: "learning a router, three trajectories",
         rule: Rule::Close,
-        coarser: Coarser::Tf32Curves(learning::router_losses, "routers are learned in float32 or TF32"),
+        coarser: Coarser::Tf32Curves(
+            learning::router_losses,
+            "routers are learned in float32 or TF32",
+        ),
         run: learning::router,
     },
     Check {
