@@ -49,6 +49,13 @@ pub struct Prepared {
     last: (Tensor, Tensor),
 }
 
+impl Prepared {
+    /// What the first block gets: `[N, P, width]` with P patches.
+    pub fn tokens(&self) -> &Tensor {
+        &self.tokens
+    }
+}
+
 /// A diffusion transformer.
 #[derive(Debug)]
 pub struct Dit {
@@ -395,7 +402,6 @@ impl Dit {
     /// # Errors
     /// Of `reuse`, or libtorch refuses.
     pub fn run(&self, prepared: &Prepared, reuse: &mut dyn Reuse) -> Result<Tensor> {
-        let c = &self.config;
         let mut x = prepared.tokens.shallow_clone();
         reuse.batch(x.size()[0]);
         // From the first sum on, nobody but this loop holds the tokens.
@@ -412,25 +418,68 @@ impl Dit {
                 break;
             };
             for m in modules {
-                let module = SubModule::at(index);
-                let block = &self.blocks[module.block];
-                let out = reuse.run(module, &mut || {
-                    let eps = c.block_norm_eps(module.kind);
-                    let modulated = ops::modulate(&x, &m.shift, &m.factor, eps)?;
-                    match module.kind {
-                        SubModuleKind::Attention => block.attention(&modulated, c.heads),
-                        SubModuleKind::Mlp => block.mlp(&modulated),
-                    }
-                })?;
-                x = match !own || ops::grad_enabled() {
-                    true => x.f_addcmul(&m.gate, &out)?,
-                    false => x.f_addcmul_(&m.gate, &out)?,
-                };
+                x = self.sub_module(index, m, x, own, reuse)?;
                 own = true;
                 index += 1;
             }
         }
-        let x = self.entering(prepared, depth, &x)?;
+        self.finish(prepared, &x)
+    }
+
+    /// Block `block` alone, counted from 0 (one that is not there does nothing): tokens `[N, P, width]` in and out, and the tokens that came in stay as they are. With
+    /// [`finish`](Self::finish) after the last one this is [`run`](Self::run), but for [`Reuse::enter`], which is not asked.
+    ///
+    /// # Errors
+    /// Of `reuse`, or libtorch refuses.
+    pub fn block(
+        &self,
+        prepared: &Prepared,
+        block: usize,
+        tokens: &Tensor,
+        reuse: &mut dyn Reuse,
+    ) -> Result<Tensor> {
+        let modules = prepared.modules.get(2 * block..2 * block + 2);
+        let mut x = tokens.shallow_clone();
+        for (n, m) in modules.unwrap_or_default().iter().enumerate() {
+            x = self.sub_module(2 * block + n, m, x, n > 0, reuse)?;
+        }
+        Ok(x)
+    }
+
+    /// The tokens after sub-module `index`; `own`: nobody else holds `x`.
+    fn sub_module(
+        &self,
+        index: usize,
+        m: &Modulation,
+        x: Tensor,
+        own: bool,
+        reuse: &mut dyn Reuse,
+    ) -> Result<Tensor> {
+        let c = &self.config;
+        let module = SubModule::at(index);
+        let block = &self.blocks[module.block];
+        let out = reuse.run(module, &mut || {
+            let eps = c.block_norm_eps(module.kind);
+            let modulated = ops::modulate(&x, &m.shift, &m.factor, eps)?;
+            match module.kind {
+                SubModuleKind::Attention => block.attention(&modulated, c.heads),
+                SubModuleKind::Mlp => block.mlp(&modulated),
+            }
+        })?;
+        let mut x = x;
+        Ok(match !own || ops::grad_enabled() {
+            true => x.f_addcmul(&m.gate, &out)?,
+            false => x.f_addcmul_(&m.gate, &out)?,
+        })
+    }
+
+    /// The last layer: the output of tokens `[N, P, width]` that have gone through all blocks, as [`run`](Self::run) gives it.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn finish(&self, prepared: &Prepared, tokens: &Tensor) -> Result<Tensor> {
+        let c = &self.config;
+        let x = self.entering(prepared, self.blocks.len(), tokens)?;
         let x = self.last.forward(&x, Activation::None)?;
         let (n, g, p) = (x.size()[0], c.input_size / c.patch, c.patch);
         let x = x.f_view([n, g, g, p, p, c.output_channels()])?;

@@ -10,6 +10,7 @@ mod l2c;
 mod mix;
 mod options;
 mod proxy;
+mod recompute;
 mod sdt;
 #[cfg(test)]
 mod tests;
