@@ -24,6 +24,7 @@ fn main() -> Result<(), String> {
         .flag("-fno-math-errno")
         .file("cpp/autocast.cpp")
         .file("cpp/c10d.cpp")
+        .file("cpp/memory.cpp")
         .file("cpp/neuron.cpp")
         .file("cpp/optim.cpp")
         .file("cpp/profile.cpp")

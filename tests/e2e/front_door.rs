@@ -44,7 +44,7 @@ fn an_unknown_subcommand_fails_and_a_near_one_is_proposed() {
     let done = sandbox.fewstep(&["bench", "nothing"]);
     assert!(
         done.sentence().contains(
-            "no benchmark `nothing`; there are: spiking, sampling, events, distributed, dit-xl"
+            "no benchmark `nothing`; there are: spiking, sampling, events, distributed, dit-xl, sdt"
         ),
         "{}",
         done.stderr

@@ -1,14 +1,19 @@
-"""Sampling with a DiT-S/2 by PyTorch eager, for `cargo xtask bench sampling`.
+"""Sampling with a DiT by PyTorch, eager or compiled, for `cargo xtask bench sampling` and `dit-xl`.
 
 The model is that of the DiT paper (arXiv 2212.09748) in the layout of its official code, in our own words: sine-cosine
 positions, adaLN-Zero, attention by `scaled_dot_product_attention` as timm does it, tanh GELU, classifier-free guidance on the
 first three channels over one batch of both halves, DDIM without noise. Weights are random, modulations and last layer included,
 because a fresh model's zeros would be cheaper than a trained one's numbers.
 
-Standard output gets one line of JSON a case: {"name", "peer", "ms": [ms of a step, a figure for each run], "threads", "batch"};
-the case `product` is a plain product of two 1024 x 1024 matrices, which says what the machine has to give.
+Without --steps a DiT-S/2 samples 8 latents of 4 x 32 x 32 in 6 steps; with it a DiT of any published size as many as --batch says, for
+every --resolution and every number of --steps. The peers: `pytorch` is eager, `pytorch-compile` is torch.compile as it is,
+`pytorch-compile-graphs` torch.compile with CUDA graphs (mode reduce-overhead). TF32 is off unless --precision says otherwise.
+
+Standard output gets one line of JSON a case: {"name", "peer", "ms": [ms of a step, a figure for each run], "threads", "batch"}, on a GPU
+"peak_memory_gib" as well; the case `product` is a plain product of two 1024 x 1024 matrices, which says what the machine has to give.
 
 Example: python xtask/bench/sampling_peer.py --peer pytorch --threads 2 --samples 3 --warmup 1
+On a GPU: python xtask/bench/sampling_peer.py --peer pytorch-compile --device cuda:0 --steps 20 --steps 50 --resolution 256 --resolution 512
 """
 
 import argparse
@@ -21,7 +26,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-INPUT, CHANNELS, PATCH, DEPTH, WIDTH, HEADS, CLASSES = 32, 4, 2, 12, 384, 6, 1000
+INPUT, CHANNELS, PATCH, CLASSES = 32, 4, 2, 1000
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
+MODES = {"pytorch": None, "pytorch-compile": "default", "pytorch-compile-graphs": "reduce-overhead"}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH, STEPS, SCALE, GUIDED, PRODUCT = 8, 6, 1.5, 3, 1024
 
 
@@ -30,27 +38,28 @@ def modulate(x, shift, scale):
 
 
 class Attention(nn.Module):
-    def __init__(self):
+    def __init__(self, width, heads):
         super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x):
         n, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(n, tokens, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(n, tokens, width))
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, width, heads):
         super().__init__()
-        self.norm1 = nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention()
-        self.norm2 = nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), nn.Linear(4 * WIDTH, WIDTH))
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 6 * WIDTH))
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x, condition):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=1)
@@ -59,33 +68,38 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    def __init__(self):
+    """Latents [N, 4, size, size], timesteps [N] and labels [N] to [N, 8, size, size]."""
+
+    def __init__(self, name="S/2", size=INPUT):
         super().__init__()
-        grid = INPUT // PATCH
-        self.patch = nn.Conv2d(CHANNELS, WIDTH, PATCH, stride=PATCH)
-        self.time = nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
-        self.label = nn.Embedding(CLASSES + 1, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
-        self.norm = nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 2 * WIDTH))
-        self.last = nn.Linear(WIDTH, PATCH * PATCH * 2 * CHANNELS)
-        rates = 10000.0 ** (-torch.arange(WIDTH // 4) / (WIDTH // 4))
+        letters, patch = name.split("/")
+        depth, width, heads = SIZES[letters]
+        self.size, self.side, grid = size, int(patch), size // int(patch)
+        self.patch = nn.Conv2d(CHANNELS, width, self.side, stride=self.side)
+        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(CLASSES + 1, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.last = nn.Linear(width, self.side * self.side * 2 * CHANNELS)
+        rates = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
         rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
         angles = [place.reshape(-1, 1) * rates for place in (columns, rows)]
         self.register_buffer("position", torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)[None])
+        self.register_buffer("rates", torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128))
 
     def forward(self, x, t, y):
-        x = self.patch(x).flatten(2).transpose(1, 2) + self.position
-        rates = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
-        angles = t[:, None].float() * rates
-        condition = self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.label(y)
+        dtype = self.last.weight.dtype
+        x = self.patch(x.to(dtype)).flatten(2).transpose(1, 2) + self.position
+        angles = t[:, None].float() * self.rates.float()
+        condition = self.time(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)) + self.label(y)
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulation(condition).chunk(2, dim=1)
         x = self.last(modulate(self.norm(x), shift, scale))
-        grid = INPUT // PATCH
-        x = x.reshape(x.shape[0], grid, grid, PATCH, PATCH, 2 * CHANNELS)
-        return torch.einsum("nhwpqc->nchpwq", x).reshape(x.shape[0], 2 * CHANNELS, INPUT, INPUT)
+        grid = self.size // self.side
+        x = x.reshape(x.shape[0], grid, grid, self.side, self.side, 2 * CHANNELS)
+        return torch.einsum("nhwpqc->nchpwq", x).reshape(x.shape[0], 2 * CHANNELS, self.size, self.size).float()
 
 
 @torch.no_grad()
@@ -95,7 +109,8 @@ def sample(model, x, labels, steps):
     times = [round(i * 999 / (steps - 1)) for i in range(steps)][::-1]
     both = torch.cat([labels, torch.full_like(labels, CLASSES)])
     for place, t in enumerate(times):
-        out = model(torch.cat([x, x]), torch.full((2 * len(x),), t), both)
+        torch.compiler.cudagraph_mark_step_begin()  # what a graph gave in the last step is not needed any more
+        out = model(torch.cat([x, x]), torch.full((2 * len(x),), t, device=x.device), both)
         with_label, without = out[:, :GUIDED].chunk(2)
         guided = without + SCALE * (with_label - without)
         epsilon = torch.cat([guided, out[: len(x), GUIDED:CHANNELS]], dim=1)
@@ -105,12 +120,19 @@ def sample(model, x, labels, steps):
     return x
 
 
-def timed(run, samples):
+def wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run, samples, device=torch.device("cpu")):
     """Milliseconds of each run."""
     times = []
     for _ in range(samples):
+        wait(device)
         start = time.perf_counter()
         result = run()
+        wait(device)
         times.append((time.perf_counter() - start) * 1e3)
     if not torch.isfinite(result).all():
         sys.exit("pytorch: the result is not finite; the measurement is void")
@@ -124,33 +146,74 @@ def positive(text):
     return value
 
 
+def set_precision(name):
+    """TF32 for products and convolutions or not; bfloat16 is the caller's."""
+    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def arguments(parser, default_samples):
+    """What all peers' scripts are told."""
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--samples", type=positive, default=default_samples, help="timed steps or runs")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before the timed ones, or runs")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=DTYPES, default="float32", help="on both sides of a comparison the same")
+
+
 def main():
     parser = argparse.ArgumentParser(
-        description="Times sampling with a DiT-S/2 by PyTorch eager.",
+        description="Times sampling with a DiT by PyTorch, eager or compiled.",
         epilog="Example: sampling_peer.py --peer pytorch --threads 2",
     )
-    parser.add_argument("--peer", choices=["pytorch"], required=True)
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
-    parser.add_argument("--samples", type=positive, default=3, help="timed runs")
-    parser.add_argument("--warmup", type=int, default=1, help="runs of two steps before the timed ones")
+    parser.add_argument("--peer", choices=MODES, required=True)
+    arguments(parser, 3)
+    parser.add_argument("--model", default="XL/2", help="with --steps: S, B, L or XL, with /2, /4 or /8")
+    parser.add_argument("--steps", type=positive, action="append", help="steps of a run; may be repeated")
+    parser.add_argument("--resolution", type=positive, action="append", help="with --steps: pixels a side [256]; may be repeated")
+    parser.add_argument("--batch", type=positive, default=BATCH, help="with --steps: images at once")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = DiT().eval()
-    x = torch.randn(BATCH, CHANNELS, INPUT, INPUT)
-    labels = torch.arange(BATCH)
-    a, b = torch.randn(2, PRODUCT, PRODUCT)
+    set_precision(options.precision)
+    device = options.device
 
-    def report(name, batch, ms):
-        line = {"name": name, "peer": options.peer, "ms": ms, "threads": options.threads, "batch": batch}
+    def report(name, batch, ms, **more):
+        line = {"name": name, "peer": options.peer, "ms": ms, "threads": options.threads, "batch": batch, **more}
         print(json.dumps(line), flush=True)
 
-    a @ b
-    report("product", 1, timed(lambda: a @ b, 10 * options.samples))
-    for _ in range(options.warmup):
-        sample(model, x, labels, 2)
-    runs = timed(lambda: sample(model, x, labels, STEPS), options.samples)
-    report("dit-s2", BATCH, [ms / STEPS for ms in runs])
+    def case(name, model, batch, steps, size):
+        """Runs with the same latents and labels in every case of a size."""
+        x, labels = torch.randn(batch, CHANNELS, size, size).to(device), (torch.arange(batch) % CLASSES).to(device)
+        for _ in range(options.warmup):
+            sample(model, x, labels, 2)
+        if MODES[options.peer] == "reduce-overhead":
+            for _ in range(3):  # it records its graphs in the first runs
+                sample(model, x, labels, 2)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        runs = timed(lambda: sample(model, x, labels, steps), options.samples, device)
+        more = {}
+        if device.type == "cuda":
+            more["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        report(name, batch, [ms / steps for ms in runs], **more)
+
+    def build(name, size):
+        model = DiT(name, size).eval().to(device, DTYPES[options.precision])
+        return model if MODES[options.peer] is None else torch.compile(model, mode=MODES[options.peer], dynamic=False)
+
+    if not options.steps:
+        a, b = torch.randn(2, PRODUCT, PRODUCT).to(device)
+        a @ b
+        report("product", 1, timed(lambda: a @ b, 10 * options.samples, device))
+        case("dit-s2", build("S/2", INPUT), BATCH, STEPS, INPUT)
+        return
+    for resolution in options.resolution or [256]:
+        size = resolution // 8
+        model = build(options.model, size)
+        for steps in options.steps:
+            shape = options.model.lower().replace("/", "")
+            case(f"dit-{shape}-{resolution}-s{steps}-b{options.batch}", model, options.batch, steps, size)
 
 
 if __name__ == "__main__":

@@ -3,29 +3,39 @@
 Each peer is used as its own documentation does, without batch norm, dropout or compilation:
 
 * spikingjelly 2.0.0: multi-step mode, layer by layer, torch implementation on the CPU (`functional.set_step_mode(net, "m")`;
-  the image is repeated T times as in its `conv_fashion_mnist` example), `LIFNode` with soft, detached reset.
+  the image is repeated T times as in its `conv_fashion_mnist` example), `LIFNode` with soft, detached reset. On a GPU it has several
+  implementations of the neuron (SJ_LIF_CUDA_IMPLEMENTATION); each that runs is timed in a process of its own, and the fastest counts.
 * snntorch 1.0.0: a loop over timesteps around `snn.Leaky(init_hidden=True)` with reset by subtraction, as in its
   convolutional tutorial.
 
-The step: forward over T, logits summed over T, cross entropy, backward, Adam (amsgrad, lr 1e-4). Input 32x32x3, batch 32,
+TF32 is off unless --precision says otherwise; bfloat16 is autocast. The step: forward over T, logits summed over T, cross entropy, backward, Adam (amsgrad, lr 1e-4). Input 32x32x3, batch 32,
 3x3 convolutions 64 A 128 256 A 256 512 A 512 A 512 (A: 2x2 average pool), then 1024, 1024, 10; no biases; nothing of the
-neurons is learnt. Standard output gets one line of JSON a case: {"name", "peer", "ms", "threads", "batch"}.
+neurons is learnt. Standard output gets one line of JSON a case: {"name", "peer", "ms", "threads", "batch"}, on a GPU "implementation" and
+"peak_memory_gib" as well.
 
 Example: python xtask/bench/spiking_peer.py --peer spikingjelly --threads 2 --samples 5 --warmup 2 --case all
+On a GPU: python xtask/bench/spiking_peer.py --peer spikingjelly --device cuda:0 --samples 20 --warmup 5
 """
 
 import argparse
 import json
+import os
+import statistics
+import subprocess
 import sys
 import time
 
 import torch
 from torch import nn
 
+import sampling_peer
+from sampling_peer import positive, wait
+
 BATCH, SIDE, CLASSES, HIDDEN = 32, 32, 10, 1024
 CONFIG = [64, "A", 128, 256, "A", 256, 512, "A", 512, "A", 512]
 LEAK, THRESHOLD = 0.9, 0.5  # with the initial weights below, 4 to 40 % of the neurons of each convolution fire
 CASES = {"t1": 1, "t5": 5}
+IMPLEMENTATION = "SJ_LIF_CUDA_IMPLEMENTATION"
 
 
 def vgg9(conv, pool, flatten, linear, lif):
@@ -91,33 +101,53 @@ def snntorch():
 PEERS = {"spikingjelly": spikingjelly, "snntorch": snntorch}
 
 
-def measure(peer, timesteps, samples, warmup):
+def measure(options, timesteps):
     """Milliseconds of each step after the warm-up."""
     torch.manual_seed(0)
-    net, forward = PEERS[peer]()
-    net.train()
-    image = torch.randn(BATCH, 3, SIDE, SIDE)
-    labels = torch.randint(CLASSES, (BATCH,))
+    device = options.device
+    net, forward = PEERS[options.peer]()
+    net.train().to(device)
+    image = torch.randn(BATCH, 3, SIDE, SIDE).to(device)
+    labels = torch.randint(CLASSES, (BATCH,)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, amsgrad=True)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
     times = []
-    for step in range(warmup + samples):
+    for step in range(options.warmup + options.samples):
+        wait(device)
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(forward(image, timesteps), labels)
+        with autocast:
+            logits = forward(image, timesteps)
+        loss = nn.functional.cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()
-        if step >= warmup:
+        wait(device)
+        if step >= options.warmup:
             times.append(round((time.perf_counter() - start) * 1e3, 3))
     if not torch.isfinite(loss):
-        sys.exit(f"{peer}: the loss is {loss.item()} after {warmup + samples} steps; the measurement is void")
+        sys.exit(f"{options.peer}: the loss is {loss.item()} after {options.warmup + options.samples} steps; the measurement is void")
     return times
 
 
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+def fastest(words, cases, known=("cuda", "triton", "torch")):
+    """Lines of the implementation that is fastest in each case, each timed by this script in a process of its own."""
+    best = {}
+    for name in known:
+        own = {**os.environ, IMPLEMENTATION: name}
+        done = subprocess.run([sys.executable, __file__, *words], env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            print(f"spikingjelly: {name} does not run here: {said}", file=sys.stderr)
+            continue
+        for line in map(json.loads, filter(lambda line: line.startswith("{"), done.stdout.splitlines())):
+            line["implementation"] = name
+            print(f"spikingjelly: {name}: {line['name']} {statistics.median(line['ms']):.3f} ms", file=sys.stderr)
+            other = best.get(line["name"])
+            if other is None or statistics.median(line["ms"]) < statistics.median(other["ms"]):
+                best[line["name"]] = line
+    if len(best) < len(cases):
+        sys.exit("spikingjelly: no implementation runs here")
+    return best.values()
 
 
 def main():
@@ -126,22 +156,27 @@ def main():
         epilog="Example: spiking_peer.py --peer snntorch --threads 2 --case t1",
     )
     parser.add_argument("--peer", choices=PEERS, required=True)
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
-    parser.add_argument("--samples", type=positive, default=5, help="timed steps")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before the timed ones")
+    sampling_peer.arguments(parser, 5)
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for case, timesteps in CASES.items():
-        if options.case in (case, "all"):
-            line = {
-                "name": f"vgg9-{case}-b{BATCH}",
-                "peer": options.peer,
-                "ms": measure(options.peer, timesteps, options.samples, options.warmup),
-                "threads": options.threads,
-                "batch": BATCH,
-            }
+    sampling_peer.set_precision(options.precision)
+    cases = {case: timesteps for case, timesteps in CASES.items() if options.case in (case, "all")}
+    if options.peer == "spikingjelly" and options.device.type == "cuda" and IMPLEMENTATION not in os.environ:
+        for line in fastest(sys.argv[1:], cases):
             print(json.dumps(line), flush=True)
+        return
+    for case, timesteps in cases.items():
+        line = {
+            "name": f"vgg9-{case}-b{BATCH}",
+            "peer": options.peer,
+            "ms": measure(options, timesteps),
+            "threads": options.threads,
+            "batch": BATCH,
+        }
+        if options.device.type == "cuda":
+            line["peak_memory_gib"] = torch.cuda.max_memory_allocated(options.device) / 2**30
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,18 @@ pub trait Dataset: Send + Sync {
         self.image(index)
     }
 
+    /// All images, one after the other: (N, C, H, W).
+    ///
+    /// # Errors
+    /// As [`image`](Dataset::image).
+    fn bytes(&self) -> Result<Vec<u8>> {
+        let mut all = Vec::with_capacity(self.len() * self.shape().numel());
+        for index in 0..self.len() {
+            all.extend(self.image(index)?.iter());
+        }
+        Ok(all)
+    }
+
     /// Whether every image is in memory, so that a pass over all is cheap.
     fn in_memory(&self) -> bool {
         true

@@ -104,6 +104,29 @@ pub struct Drawn {
     pub choices: Vec<Choice>,
 }
 
+impl Drawn {
+    /// All of it as eight rows of N: places; the rows, then the columns, that become the first; 1 where left and right change places; the
+    /// first row and the one after the last, the first column and the one after the last, of the hole.
+    pub fn numbers(&self) -> Vec<i64> {
+        const ROWS: [fn(usize, &Choice) -> i64; 8] = [
+            |index, _| index as i64,
+            |_, choice| choice.down,
+            |_, choice| choice.right,
+            |_, choice| i64::from(choice.mirrored),
+            |_, choice| choice.hole[0].start as i64,
+            |_, choice| choice.hole[0].end as i64,
+            |_, choice| choice.hole[1].start as i64,
+            |_, choice| choice.hole[1].end as i64,
+        ];
+        ROWS.iter()
+            .flat_map(|row| {
+                let each = self.indices.iter().zip(&self.choices);
+                each.map(move |(&index, choice)| row(index, choice))
+            })
+            .collect()
+    }
+}
+
 /// Makes the batches of a data set, epoch by epoch.
 #[derive(Clone)]
 pub struct Loader {

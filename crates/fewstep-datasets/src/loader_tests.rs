@@ -304,3 +304,28 @@ fn options_that_cannot_work_are_named() {
         .contains("deviation is 0, expected more than 0")
     );
 }
+
+#[test]
+fn what_was_drawn_becomes_eight_rows_of_numbers() {
+    let choice = |down, mirrored, from| Choice {
+        down,
+        right: -1,
+        mirrored,
+        hole: [from..from + 2, 3..5],
+    };
+    let drawn = Drawn {
+        indices: vec![7, 4],
+        choices: vec![choice(-2, true, 0), choice(2, false, 1)],
+    };
+    let rows = [7, 4, -2, 2, -1, -1, 1, 0, 0, 1, 2, 3, 3, 3, 5, 5];
+    assert_eq!(drawn.numbers(), rows);
+}
+
+#[test]
+fn the_bytes_of_a_data_set_are_its_images_one_after_the_other() {
+    let set = synthetic(3);
+    let bytes = set.bytes().unwrap();
+    assert_eq!(bytes.len(), 3 * set.shape().numel());
+    let last: Vec<u8> = set.image(2).unwrap().iter().copied().collect();
+    assert_eq!(bytes[2 * set.shape().numel()..], last);
+}

@@ -6,6 +6,7 @@
 mod config;
 mod embed;
 mod linear;
+mod reuse;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,92 +21,7 @@ use crate::{Error, Result};
 
 pub use config::{Convention, DitConfig, Macs};
 use linear::{CONDITION_ROWS, Linear, kernels_are_fixed};
-
-/// What a [`SubModule`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SubModuleKind {
-    /// Norm, modulation, attention and its projection.
-    Attention,
-    /// Norm, modulation and the two layers of the MLP.
-    Mlp,
-}
-
-/// One sub-module of a DiT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SubModule {
-    /// The block, from 0.
-    pub block: usize,
-    /// Attention or MLP.
-    pub kind: SubModuleKind,
-}
-
-impl SubModule {
-    /// Place among all sub-modules: 2·block for attention, 2·block + 1 for the MLP.
-    pub fn index(self) -> usize {
-        2 * self.block + usize::from(self.kind == SubModuleKind::Mlp)
-    }
-
-    /// The sub-module at a place.
-    pub fn at(index: usize) -> Self {
-        Self {
-            block: index / 2,
-            kind: match index % 2 {
-                0 => SubModuleKind::Attention,
-                _ => SubModuleKind::Mlp,
-            },
-        }
-    }
-}
-
-/// Decides where a sub-module's output comes from. The output is `[N, tokens, width]`, before the adaLN gate.
-pub trait Reuse {
-    /// Called by a denoiser before each call of the model.
-    fn begin(&mut self, call: &crate::sampler::Call) {
-        let _ = call;
-    }
-
-    /// Called before the sub-modules of each forward pass, with the number of samples in it.
-    fn batch(&mut self, samples: i64) {
-        let _ = samples;
-    }
-
-    /// Called with the tokens `[N, tokens, width]` that enter `block`, and after the last block with those that leave it (`block` is
-    /// then the depth); not for a block that a jump leads to. `modulated` computes what the block's attention gets: layer norm and adaLN
-    /// modulation (after the last block, what the last layer gets).
-    ///
-    /// An answer `(b, tokens)` goes on at block `b`, this one or a later one, with these tokens, which are then the model's own. Without
-    /// gradients the tokens of all blocks but the first are written to later: whoever keeps them copies them.
-    ///
-    /// # Errors
-    /// Of `modulated`, or of what makes the answer.
-    fn enter(
-        &mut self,
-        block: usize,
-        tokens: &Tensor,
-        modulated: &mut dyn FnMut() -> Result<Tensor>,
-    ) -> Result<Option<(usize, Tensor)>> {
-        let _ = (block, tokens, modulated);
-        Ok(None)
-    }
-
-    /// # Errors
-    /// Of `compute`, or of what takes its place.
-    fn run(
-        &mut self,
-        module: SubModule,
-        compute: &mut dyn FnMut() -> Result<Tensor>,
-    ) -> Result<Tensor>;
-}
-
-/// Computes everything.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ComputeAll;
-
-impl Reuse for ComputeAll {
-    fn run(&mut self, _: SubModule, compute: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
-        compute()
-    }
-}
+pub use reuse::{ComputeAll, Reuse, SubModule, SubModuleKind};
 
 #[derive(Debug)]
 struct Block {
@@ -131,6 +47,13 @@ pub struct Prepared {
     tokens: Tensor,
     modules: Vec<Modulation>,
     last: (Tensor, Tensor),
+}
+
+impl Prepared {
+    /// What the first block gets: `[N, P, width]` with P patches.
+    pub fn tokens(&self) -> &Tensor {
+        &self.tokens
+    }
 }
 
 /// A diffusion transformer.
@@ -479,7 +402,6 @@ impl Dit {
     /// # Errors
     /// Of `reuse`, or libtorch refuses.
     pub fn run(&self, prepared: &Prepared, reuse: &mut dyn Reuse) -> Result<Tensor> {
-        let c = &self.config;
         let mut x = prepared.tokens.shallow_clone();
         reuse.batch(x.size()[0]);
         // From the first sum on, nobody but this loop holds the tokens.
@@ -496,25 +418,68 @@ impl Dit {
                 break;
             };
             for m in modules {
-                let module = SubModule::at(index);
-                let block = &self.blocks[module.block];
-                let out = reuse.run(module, &mut || {
-                    let eps = c.block_norm_eps(module.kind);
-                    let modulated = ops::modulate(&x, &m.shift, &m.factor, eps)?;
-                    match module.kind {
-                        SubModuleKind::Attention => block.attention(&modulated, c.heads),
-                        SubModuleKind::Mlp => block.mlp(&modulated),
-                    }
-                })?;
-                x = match !own || ops::grad_enabled() {
-                    true => x.f_addcmul(&m.gate, &out)?,
-                    false => x.f_addcmul_(&m.gate, &out)?,
-                };
+                x = self.sub_module(index, m, x, own, reuse)?;
                 own = true;
                 index += 1;
             }
         }
-        let x = self.entering(prepared, depth, &x)?;
+        self.finish(prepared, &x)
+    }
+
+    /// Block `block` alone, counted from 0 (one that is not there does nothing): tokens `[N, P, width]` in and out, and the tokens that came in stay as they are. With
+    /// [`finish`](Self::finish) after the last one this is [`run`](Self::run), but for [`Reuse::enter`], which is not asked.
+    ///
+    /// # Errors
+    /// Of `reuse`, or libtorch refuses.
+    pub fn block(
+        &self,
+        prepared: &Prepared,
+        block: usize,
+        tokens: &Tensor,
+        reuse: &mut dyn Reuse,
+    ) -> Result<Tensor> {
+        let modules = prepared.modules.get(2 * block..2 * block + 2);
+        let mut x = tokens.shallow_clone();
+        for (n, m) in modules.unwrap_or_default().iter().enumerate() {
+            x = self.sub_module(2 * block + n, m, x, n > 0, reuse)?;
+        }
+        Ok(x)
+    }
+
+    /// The tokens after sub-module `index`; `own`: nobody else holds `x`.
+    fn sub_module(
+        &self,
+        index: usize,
+        m: &Modulation,
+        x: Tensor,
+        own: bool,
+        reuse: &mut dyn Reuse,
+    ) -> Result<Tensor> {
+        let c = &self.config;
+        let module = SubModule::at(index);
+        let block = &self.blocks[module.block];
+        let out = reuse.run(module, &mut || {
+            let eps = c.block_norm_eps(module.kind);
+            let modulated = ops::modulate(&x, &m.shift, &m.factor, eps)?;
+            match module.kind {
+                SubModuleKind::Attention => block.attention(&modulated, c.heads),
+                SubModuleKind::Mlp => block.mlp(&modulated),
+            }
+        })?;
+        let mut x = x;
+        Ok(match !own || ops::grad_enabled() {
+            true => x.f_addcmul(&m.gate, &out)?,
+            false => x.f_addcmul_(&m.gate, &out)?,
+        })
+    }
+
+    /// The last layer: the output of tokens `[N, P, width]` that have gone through all blocks, as [`run`](Self::run) gives it.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn finish(&self, prepared: &Prepared, tokens: &Tensor) -> Result<Tensor> {
+        let c = &self.config;
+        let x = self.entering(prepared, self.blocks.len(), tokens)?;
         let x = self.last.forward(&x, Activation::None)?;
         let (n, g, p) = (x.size()[0], c.input_size / c.patch, c.patch);
         let x = x.f_view([n, g, g, p, p, c.output_channels()])?;

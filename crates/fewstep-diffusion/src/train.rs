@@ -4,165 +4,27 @@
 //! steps it would have taken. Several ranks share each batch: a rank draws the numbers of all of it and keeps those of its part.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use fewstep_datasets::{Augment, Batch, Dataset, Loader, LoaderOptions, Shard, Statistics};
+use fewstep_datasets::{Batch, Dataset, Loader, LoaderOptions, Shard, Statistics};
 use fewstep_torch::device::send;
-use fewstep_torch::options::expect;
 use fewstep_torch::{
-    Checkpoint, Group, LearningRate, Optimiser, OptimiserConfig, ParameterGroup, Part, Precision,
-    Reducer, UnreadLosses, checkpoint, seed,
+    Augmenter, Checkpoint, Group, Optimiser, ParameterGroup, Part, Reducer, Resident, UnreadLosses,
+    checkpoint, seed,
 };
 use rand::Rng;
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::dit::{ComputeAll, Dit, DitConfig};
-use crate::noise::{BetaSchedule, NoiseSchedule};
+use crate::noise::NoiseSchedule;
 use crate::random::{self, Use};
 use crate::{Error, Result};
 
+mod options;
 mod variance;
 
-/// What is minimised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Loss {
-    /// Mean squared error of the noise; a learned variance is left untrained.
-    #[default]
-    Mse,
-    /// The same plus the variational bound for the learned variance, in bits per dimension, with the mean held fixed: what the
-    /// official DiT trains with (IDDPM, arXiv 2102.09672).
-    Hybrid,
-}
-
-/// How a DiT is trained. Defaults are the published values where there are any.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainOptions {
-    /// Optimiser steps.
-    pub steps: u32,
-    /// Images a step.
-    pub batch_size: usize,
-    /// The optimiser. Default: AdamW.
-    pub optimiser: OptimiserConfig,
-    /// Base learning rate.
-    pub learning_rate: f64,
-    /// Weight decay.
-    pub weight_decay: f64,
-    /// The learning rate over the steps (its "epochs" are steps).
-    pub schedule: LearningRate,
-    /// Largest norm of all gradients together; larger ones are scaled down to it.
-    pub gradient_clip: Option<f64>,
-    /// Decay of the moving average; it warms up as (1 + step) / (10 + step).
-    pub ema: f64,
-    /// What is minimised.
-    pub loss: Loss,
-    /// The noise schedule over 1000 timesteps.
-    pub noise: BetaSchedule,
-    /// Augmentation of training images.
-    pub augment: Augment,
-    /// The number format of the forward pass while training; the validation loss is in float32.
-    pub precision: Precision,
-    /// Steps from one look at the loss to the next. A look waits for the device; a loss that is no number is found that much later.
-    /// Default: 1, on CUDA 20.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub read_loss_every: Option<usize>,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u32,
-    /// Validation images that the loss is measured on at each checkpoint.
-    pub validation_images: usize,
-}
-
-impl Default for TrainOptions {
-    fn default() -> Self {
-        Self {
-            steps: 400_000,
-            batch_size: 256,
-            optimiser: OptimiserConfig::Adam {
-                betas: [0.9, 0.999],
-                eps: 1e-8,
-                amsgrad: false,
-                decoupled: true,
-            },
-            learning_rate: 1e-4,
-            weight_decay: 0.,
-            schedule: LearningRate::Constant,
-            gradient_clip: None,
-            ema: 0.9999,
-            loss: Loss::Mse,
-            noise: BetaSchedule::default(),
-            augment: Augment::default(),
-            precision: Precision::Float32,
-            read_loss_every: None,
-            checkpoint_every: 1000,
-            validation_images: 512,
-        }
-    }
-}
-
-impl TrainOptions {
-    /// # Errors
-    /// The option that is out of range, and a clause that says what was expected and found.
-    pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
-        expect(self.steps > 0, "steps", "at least 1", &self.steps)?;
-        expect(
-            (1..=1 << 20).contains(&self.batch_size),
-            "batch_size",
-            "1 to 1048576",
-            &self.batch_size,
-        )?;
-        self.optimiser.validate()?;
-        let positive = |v: f64| v > 0. && v.is_finite();
-        expect(
-            positive(self.learning_rate),
-            "learning_rate",
-            "a number above 0",
-            &self.learning_rate,
-        )?;
-        expect(
-            self.weight_decay >= 0. && self.weight_decay.is_finite(),
-            "weight_decay",
-            "a number from 0",
-            &self.weight_decay,
-        )?;
-        self.schedule.validate(self.steps)?;
-        expect(
-            self.gradient_clip.is_none_or(positive),
-            "gradient_clip",
-            "a number above 0",
-            &self.gradient_clip,
-        )?;
-        expect(
-            (0. ..1.).contains(&self.ema),
-            "ema",
-            "0 to below 1",
-            &self.ema,
-        )?;
-        expect(
-            self.read_loss_every != Some(0),
-            "read_loss_every",
-            "at least 1",
-            &self.read_loss_every,
-        )?;
-        expect(
-            self.checkpoint_every > 0,
-            "checkpoint_every",
-            "at least 1",
-            &self.checkpoint_every,
-        )
-    }
-
-    /// The learning rate of step `step`, from 1.
-    fn rate(&self, step: u32) -> f64 {
-        self.learning_rate * self.schedule.factor(f64::from(step - 1), self.steps)
-    }
-
-    /// Whether all is written down after `step` steps.
-    fn is_checkpoint(&self, step: u32) -> bool {
-        step.is_multiple_of(self.checkpoint_every) || step == self.steps
-    }
-}
+pub use options::{Loss, TrainOptions};
 
 /// What happens in a training.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -252,8 +114,8 @@ pub fn train(
             u64::from(trainer.step) / per_epoch,
             u64::from(trainer.step) % per_epoch,
         );
-        for batch in trainer.loader.epoch_from(epoch, first as usize) {
-            for event in trainer.take_step(&batch?, reducer.as_ref())? {
+        for batch in trainer.batches(epoch, first as usize)? {
+            for event in trainer.take_step(batch?, reducer.as_ref())? {
                 observe(&event)?;
             }
             let step = trainer.step;
@@ -283,12 +145,16 @@ struct Trainer<'a> {
     optimiser: Optimiser,
     schedule: NoiseSchedule,
     loader: Loader,
+    /// Makes the loader's batches on the device, where the images lie there.
+    resident: Option<Rc<Augmenter>>,
     validation: Loader,
     group: &'a Group,
     seed: u64,
     step: u32,
     unread: UnreadLosses,
 }
+
+type Batches = dyn Iterator<Item = Result<(Tensor, Vec<i64>)>>;
 
 /// This process's share of the work on each batch.
 fn shard(group: &Group) -> Shard {
@@ -356,6 +222,7 @@ impl<'a> Trainer<'a> {
             shard,
             ..LoaderOptions::default()
         };
+        let loader = Loader::new(data.train.clone(), loader)?;
         let validation = LoaderOptions {
             batch_size: options.batch_size.min(data.validation.len().max(1)),
             statistics,
@@ -375,7 +242,8 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             optimiser: Optimiser::new(options.optimiser, vec![parameters])?,
             schedule: NoiseSchedule::new(&options.noise)?,
-            loader: Loader::new(data.train.clone(), loader)?,
+            resident: resident(&loader, options, device)?,
+            loader,
             validation: Loader::new(data.validation.clone(), validation)?,
             group,
             seed: run_seed,
@@ -387,16 +255,35 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// This rank's parts of the batches of an epoch from batch `first` on: images `[n, C, H, W]`, on the device where they lie there, and n
+    /// labels.
+    fn batches(&self, epoch: u64, first: usize) -> Result<Box<Batches>> {
+        let Some(augmenter) = self.resident.clone() else {
+            let made = self.loader.epoch_from(epoch, first);
+            return Ok(Box::new(made.map(|batch| to_tensors(batch?))));
+        };
+        let dataset = self.loader.dataset().clone();
+        let drawn = self.loader.drawn(epoch)?.skip(first);
+        Ok(Box::new(drawn.map(move |drawn| {
+            let (images, _) = augmenter.batch(&drawn.numbers())?;
+            let label = |&i: &usize| i64::from(dataset.labels()[i]);
+            Ok((images, drawn.indices.iter().map(label).collect()))
+        })))
+    }
+
     /// One step on this rank's part of a batch. Returns the steps whose losses were read: of whole batches, up to this one.
-    fn take_step(&mut self, batch: &Batch, reducer: Option<&Reducer>) -> Result<Vec<TrainEvent>> {
+    fn take_step(
+        &mut self,
+        (images, labels): (Tensor, Vec<i64>),
+        reducer: Option<&Reducer>,
+    ) -> Result<Vec<TrainEvent>> {
         let o = self.options;
         let device = self.dit.device();
         let _tf32 = o.precision.tf32()?;
         let mut rng = random::generator(self.seed, Use::Training, &[u64::from(self.step)]);
         // Incomplete batches are left out.
         let part = self.group.part(self.loader.images_in(0) as i64);
-        let (images, labels) = to_tensors(batch)?;
-        let labels = self.drop_labels(&labels, &part, &mut rng)?;
+        let labels = self.drop_labels(labels, &part, &mut rng)?;
         let drawn = self.draw(&part, &mut rng)?;
         let loss = o.precision.run(device, || {
             self.loss(&self.dit, &images, &labels, &drawn, o.loss)
@@ -455,9 +342,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Gives a share of the labels `[n]` of this part up for the null class.
-    fn drop_labels(&self, labels: &Tensor, part: &Part, rng: &mut impl Rng) -> Result<Tensor> {
+    fn drop_labels(&self, mut labels: Vec<i64>, part: &Part, rng: &mut impl Rng) -> Result<Tensor> {
         let config = self.dit.config();
-        let mut labels = Vec::<i64>::try_from(labels)?;
         let own = part.numbers();
         for image in 0..part.batch as u64 {
             let dropped = f64::from(rng.next_u32()) < config.class_dropout * 2f64.powi(32);
@@ -520,7 +406,8 @@ impl<'a> Trainer<'a> {
             if part.len == 0 {
                 continue;
             }
-            let (images, labels) = to_tensors(&batch)?;
+            let (images, labels) = to_tensors(batch)?;
+            let labels = Tensor::f_from_slice(&labels)?;
             let n = part.len;
             let (images, labels) = (images.f_narrow(0, 0, n)?, labels.f_narrow(0, 0, n)?);
             let loss = self.loss(&self.average, &images, &labels, &drawn, Loss::Mse)?;
@@ -572,12 +459,38 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Images `[N, C, H, W]` and labels `[N]`.
-fn to_tensors(batch: &Batch) -> Result<(Tensor, Tensor)> {
+/// Images `[N, C, H, W]` on the CPU and N labels.
+fn to_tensors(batch: Batch) -> Result<(Tensor, Vec<i64>)> {
     let shape: Vec<i64> = batch.images.shape().iter().map(|&d| d as i64).collect();
     let images = Tensor::f_from_slice(batch.images.as_slice().unwrap_or_default())?;
-    let labels = Tensor::f_from_slice(&batch.labels)?;
-    Ok((images.f_view(shape.as_slice())?, labels))
+    Ok((images.f_view(shape.as_slice())?, batch.labels))
+}
+
+/// What makes the batches of `loader` on `device`, where its images belong there.
+fn resident(
+    loader: &Loader,
+    options: &TrainOptions,
+    device: Device,
+) -> Result<Option<Rc<Augmenter>>> {
+    let dataset = loader.dataset();
+    let shape = dataset.shape();
+    let usual = Resident::fits(dataset.len() * shape.numel(), device)
+        && options.augment.random_resized_crop.is_none();
+    if !options.data_on_device.unwrap_or(usual) {
+        return Ok(None);
+    }
+    // Labels come from the loader's side: some are given up for the null class on the CPU.
+    let labels = vec![0; dataset.len()];
+    let shape = [shape.channels, shape.height, shape.width];
+    let resident = Resident::new(&dataset.bytes()?, &labels, shape, device);
+    match resident.and_then(|images| images.augmenter(loader.normalised())) {
+        Ok(augmenter) => Ok(Some(Rc::new(augmenter))),
+        Err(e) if e.is_out_of_memory() => Err(Error::Setting {
+            option: "data_on_device",
+            reason: format!("the training images do not fit on the device ({e}); expected false"),
+        }),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Scales all gradients down so that their norm together is at most `largest`. No value leaves the device.

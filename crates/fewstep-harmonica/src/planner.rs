@@ -6,28 +6,28 @@
 //! chosen on.
 
 mod cells;
+mod known;
+mod options;
 mod pattern;
 mod refine;
+mod search;
 mod sensitivity;
 mod state;
 #[cfg(test)]
 mod tests;
 mod trial;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use fewstep_diffusion::sampler::Sampler;
-use fewstep_torch::options::expect;
 use fewstep_torch::{Group, seed};
 use serde::{Deserialize, Serialize};
 use toml::toml;
 
 use crate::learn::{self, ErrorOn, LearnOptions, Mix, Penalty, Proxy};
-use crate::{
-    CachePlan, Conditions, Error, Formula, MAX_ORDER, Result, RouterInit, Setting, policy,
-};
+use crate::{CachePlan, Error, Formula, Result, RouterInit, Setting, policy};
+pub use options::{PlannerOptions, TOLERANCE};
 use pattern::Pattern;
 use state::State;
 pub use state::{forget, target_of};
@@ -35,99 +35,6 @@ use trial::{Trials, finite};
 
 /// Name of the policy in the plans it makes.
 pub const PLANNER: &str = "planner";
-
-/// What a plan is looked for with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PlannerOptions {
-    /// Share of MACs to save, above 0 and below 1. The plan saves at least as much, by at most [`TOLERANCE`] more.
-    pub target_mac_saving: f64,
-    /// Images of calibration noise. A few images of a model err far more than all others, so means over few images say little: what
-    /// follows is picked from these by how much they err under simple plans.
-    pub pool_images: u64,
-    /// Images of the pool that the last few plans are chosen on.
-    pub choose_images: u64,
-    /// Images of the pool that plans are tried and fitted on, and cells are moved on.
-    pub images: u64,
-    /// Images of the pool that most patterns are tried on, enough to tell bad from good.
-    pub screen_images: u64,
-    /// Images of unseen noise, for each of `unseen_seeds` seeds, which the chosen plan is judged on.
-    pub unseen_images: u64,
-    /// Seeds of unseen noise.
-    pub unseen_seeds: u64,
-    /// The highest order of a forecast; order n keeps n + 1 outputs of a sub-module.
-    pub max_order: u8,
-    /// Trials of the search over whole-step patterns.
-    pub search_trials: u32,
-    /// Rounds of moving single cells.
-    pub cell_rounds: u32,
-    /// Rounds of refining the weights of the best plan's forecasts; 0 leaves it out.
-    pub refine_rounds: u32,
-    /// Random passes of a sensitivity.
-    pub probes: usize,
-    /// Trajectories of Step-wise Denoising Training; 0 leaves it out.
-    pub learn_trajectories: u32,
-    /// Seed of all noise.
-    pub seed: u64,
-}
-
-impl Default for PlannerOptions {
-    fn default() -> Self {
-        Self {
-            target_mac_saving: 0.4,
-            pool_images: 768,
-            choose_images: 128,
-            images: 32,
-            screen_images: 12,
-            unseen_images: 128,
-            unseen_seeds: 3,
-            max_order: 3,
-            search_trials: 60,
-            cell_rounds: 8,
-            refine_rounds: 30,
-            probes: 2,
-            learn_trajectories: 16,
-            seed: 0,
-        }
-    }
-}
-
-/// How far above the target a plan may land, as a share of all MACs; or a cell, where that is more.
-pub const TOLERANCE: f64 = 0.01;
-
-impl PlannerOptions {
-    /// # Errors
-    /// The option that is out of range, and a clause that says what was expected and found.
-    pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
-        let target = self.target_mac_saving;
-        let key = "target_mac_saving";
-        expect(
-            target > 0. && target < 1.,
-            key,
-            "a number between 0 and 1",
-            &target,
-        )?;
-        for (key, value) in [
-            ("pool_images", self.pool_images),
-            ("choose_images", self.choose_images),
-            ("images", self.images),
-            ("screen_images", self.screen_images),
-            ("unseen_images", self.unseen_images),
-            ("unseen_seeds", self.unseen_seeds),
-            ("probes", self.probes as u64),
-        ] {
-            let fits = (1..=MOST).contains(&value);
-            expect(fits, key, &format!("1 to {MOST}"), &value)?;
-        }
-        let orders = format!("0 to {MAX_ORDER}");
-        expect(
-            self.max_order <= MAX_ORDER,
-            "max_order",
-            &orders,
-            &self.max_order,
-        )
-    }
-}
 
 /// A plan, or a sampler with fewer steps, that was tried.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -403,237 +310,6 @@ impl Planner<'_> {
         self.state.seconds += self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
         self.state.save(self.folder)
-    }
-
-    /// Every known policy that saves enough and not much more.
-    fn known(&mut self) -> Result<()> {
-        const STAGE: &str = "known policies";
-        if self.state.has(STAGE) {
-            return Ok(());
-        }
-        let conditions = self.setting.conditions;
-        let steps = conditions.steps();
-        let target = self.target();
-        let enough = |p: &CachePlan| p.mac_saving() >= target - TOLERANCE;
-        let mut all: Vec<(String, String, CachePlan)> = Vec::new();
-        for interval in 2..=steps {
-            let plan = policy::fora(conditions, interval)?;
-            if enough(&plan) {
-                all.push((policy::FORA.into(), format!("every {interval}"), plan));
-                break;
-            }
-        }
-        for warm_up in [1, 3].into_iter().filter(|w| *w < steps) {
-            for interval in 2..=steps {
-                let plan = policy::taylorseer(conditions, interval, 0, warm_up)?;
-                if !enough(&plan) {
-                    continue;
-                }
-                for order in 1..=MAX_ORDER {
-                    let plan = policy::taylorseer(conditions, interval, order, warm_up)?;
-                    let label = format!("every {interval}, order {order}, first {warm_up}");
-                    all.push((policy::TAYLORSEER.into(), label, plan));
-                }
-                break;
-            }
-        }
-        // The smallest window of each interval that saves enough, at every place.
-        for interval in 2..=steps.min(6) {
-            let saves =
-                |first: usize, last: usize| policy::interval(conditions, first, last, interval);
-            for first in 0..steps {
-                for last in first..steps {
-                    let plan = saves(first, last)?;
-                    if !enough(&plan) {
-                        continue;
-                    }
-                    for order in 0..=2 {
-                        let plan = plan
-                            .clone()
-                            .with_orders(Formula::Polynomial, |_, _| order)?;
-                        let label = format!("every {interval} in {first}-{last}, order {order}");
-                        let family = if order == 0 {
-                            policy::INTERVAL.into()
-                        } else {
-                            format!("{} + forecast", policy::INTERVAL)
-                        };
-                        all.push((family, label, plan));
-                    }
-                    break;
-                }
-            }
-        }
-        if let Ok(plan) = policy::random_at_mac_saving(conditions, target, self.options.seed) {
-            all.push((policy::RANDOM.into(), String::new(), plan));
-        }
-        let given = self
-            .rivals
-            .plans
-            .iter()
-            .filter(|(_, _, p)| enough(p))
-            .cloned();
-        all.extend(given);
-        let mut screened: Vec<(f64, usize)> = Vec::new();
-        for (i, (_, _, plan)) in all.iter().enumerate() {
-            screened.push((self.screen.error(plan)?, i));
-            self.tell(STAGE)?;
-        }
-        screened.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut of_family: BTreeMap<&str, u32> = BTreeMap::new();
-        for (_, i) in screened {
-            let (family, label, plan) = &all[i];
-            let seen = of_family.entry(family).or_default();
-            *seen += 1;
-            if *seen <= OF_A_FAMILY {
-                let error = self.trials.error(plan)?;
-                self.note(family, label.clone(), true, plan, error)?;
-                self.tell(STAGE)?;
-            }
-        }
-        self.fewer_steps()?;
-        self.done(STAGE)
-    }
-
-    /// The most steps that save enough.
-    fn fewer_steps(&mut self) -> Result<()> {
-        let conditions = self.setting.conditions;
-        for steps in (1..conditions.steps()).rev() {
-            let Some(sampler) = (self.rivals.fewer_steps)(steps) else {
-                continue;
-            };
-            let fewer = Conditions {
-                timesteps: sampler.timesteps().iter().rev().copied().collect(),
-                ..conditions.clone()
-            };
-            let saving = 1. - fewer.total_macs() as f64 / conditions.total_macs() as f64;
-            if saving < self.target() - TOLERANCE {
-                continue;
-            }
-            let error = self.trials.error_of(sampler.as_ref())?;
-            self.state.tried.push(Tried {
-                family: policy::FEWER_STEPS.into(),
-                label: format!("{steps}"),
-                mac_saving: saving,
-                error: finite(error, policy::FEWER_STEPS)?,
-                unseen: vec![],
-                known: true,
-                plan: None,
-                fewer_steps: Some(steps),
-            });
-            break;
-        }
-        Ok(())
-    }
-
-    /// Whole-step patterns just below and just above the target, with fitted forecasts.
-    fn patterns(&mut self) -> Result<()> {
-        let conditions = self.setting.conditions;
-        let steps = conditions.steps();
-        let saving = |reused: usize| -> Result<f64> {
-            let pattern = (0..steps).map(|k| k == 0 || k > reused).collect();
-            Ok(pattern::plan(conditions, &pattern)?.mac_saving())
-        };
-        let mut above = 1;
-        while above + 1 < steps && saving(above)? < self.target() {
-            above += 1;
-        }
-        // Just below the target cells are added, just above it taken away.
-        let near = saving(above)? <= self.target() + TOLERANCE;
-        for reused in [above - 1, above] {
-            if near && reused < above {
-                continue;
-            }
-            let stage = format!("patterns of {reused} reused steps");
-            if reused == 0 || self.state.has(&stage) {
-                continue;
-            }
-            let mut tried: Vec<(f64, Pattern)> = Vec::new();
-            let windows = pattern::windows(steps, reused);
-            let every = windows
-                .len()
-                .div_ceil(self.options.search_trials.max(1) as usize);
-            for pattern in windows.into_iter().step_by(every.max(1)) {
-                let error = self.screened(&pattern)?;
-                tried.push((error, pattern));
-                self.tell(&stage)?;
-            }
-            tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let mut left = self.options.search_trials;
-            // From the best, its neighbours, as long as one of them is better.
-            let Some((mut error, mut best)) = tried.first().cloned() else {
-                continue;
-            };
-            let mut seen = tried;
-            'search: loop {
-                for other in pattern::neighbours(&best) {
-                    if left == 0 {
-                        break 'search;
-                    }
-                    if seen.iter().any(|(_, p)| *p == other) {
-                        continue;
-                    }
-                    left -= 1;
-                    let found = self.screened(&other)?;
-                    seen.push((found, other.clone()));
-                    self.tell(&stage)?;
-                    if found < error {
-                        (error, best) = (found, other);
-                        continue 'search;
-                    }
-                }
-                break;
-            }
-            seen.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let mut fitted = Vec::new();
-            for (_, pattern) in seen.iter().take(OF_A_FAMILY as usize) {
-                fitted.push(self.fit(&pattern::plan(conditions, pattern)?)?);
-                self.tell(&stage)?;
-            }
-            fitted.sort_by(|a, b| a.1.total_cmp(&b.1));
-            for (i, (plan, error)) in fitted.iter().enumerate() {
-                let label = format!("{reused} reused steps, {}", i + 1);
-                self.note("patterns", label, false, plan, *error)?;
-            }
-            self.done(&stage)?;
-        }
-        Ok(())
-    }
-
-    fn screened(&mut self, pattern: &Pattern) -> Result<f64> {
-        let plan = pattern::plan(self.setting.conditions, pattern)?;
-        // Calls without guidance are cheaper: a pattern of those saves too little.
-        let call = 1. / self.setting.conditions.steps() as f64;
-        if plan.mac_saving() < self.target() - call {
-            return Ok(f64::INFINITY);
-        }
-        let order = self.options.max_order;
-        let (_, mut least) = self.screen.fit(&plan, order)?;
-        for (formula, order) in [
-            (Formula::Taylor, order),
-            (Formula::Polynomial, order.min(SAFE_ORDER)),
-        ] {
-            let plan = plan.clone().with_orders(formula, |_, _| order)?;
-            least = least.min(self.screen.error(&plan)?);
-        }
-        finite(least, "a pattern")
-    }
-
-    fn fit(&mut self, plan: &CachePlan) -> Result<(CachePlan, f64)> {
-        let (mut best, mut least) = self.trials.fit(plan, self.options.max_order)?;
-        let orders = 0..=self.options.max_order;
-        let formulas = orders.flat_map(|order| {
-            // At orders 0 and 1 both are the same.
-            let polynomial = (order > 1).then_some((Formula::Polynomial, order));
-            [(Formula::Taylor, order)].into_iter().chain(polynomial)
-        });
-        for (formula, order) in formulas {
-            let plan = plan.clone().with_orders(formula, |_, _| order)?;
-            let error = self.trials.error(&plan)?;
-            if error < least {
-                (best, least) = (plan, error);
-            }
-        }
-        Ok((best, finite(least, "a plan")?))
     }
 
     /// Step-wise Denoising Training from the best plan: decisions are hard, forecasts in the loop, and the penalty is driven to the target.

@@ -7,10 +7,10 @@ use fewstep_datasets::{
     Subset, statistics, stratified_split, stratified_take,
 };
 use fewstep_torch::device::send;
+use fewstep_torch::{Augmenter, Resident};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::resident::{Augmenter, Resident};
 use crate::{Error, Result};
 
 /// How a data set is used.
@@ -244,31 +244,32 @@ pub(crate) fn to_tensors(
 }
 
 /// This rank's parts of an epoch's batches, images `[n, C, H, W]` and labels `[n]` on the device; `None` where a part is empty.
-pub(crate) enum Batches<'a> {
+pub(crate) enum Batches {
     /// Made by the loader.
     Loaded(fewstep_datasets::Epoch, Device),
     /// Made on the device.
-    Resident(Box<dyn Iterator<Item = Drawn>>, Augmenter<'a>),
+    Resident(Box<dyn Iterator<Item = Drawn>>, Box<Augmenter>),
 }
 
-impl<'a> Batches<'a> {
+impl Batches {
     /// The batches that `loader` makes of `epoch`, on the device; of images that lie there where there are any.
     pub(crate) fn new(
         loader: &Loader,
         epoch: u64,
         device: Device,
-        resident: Option<&'a Resident>,
+        resident: Option<&Resident>,
     ) -> Result<Self> {
         Ok(match resident {
             Some(resident) => {
-                Self::Resident(Box::new(loader.drawn(epoch)?), resident.augmenter(loader)?)
+                let augmenter = resident.augmenter(loader.normalised())?;
+                Self::Resident(Box::new(loader.drawn(epoch)?), Box::new(augmenter))
             }
             None => Self::Loaded(loader.epoch(epoch), device),
         })
     }
 }
 
-impl Iterator for Batches<'_> {
+impl Iterator for Batches {
     type Item = Result<Option<(Tensor, Tensor)>>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -282,7 +283,10 @@ impl Iterator for Batches<'_> {
                 let drawn = epoch.next()?;
                 Some(match drawn.indices.is_empty() {
                     true => Ok(None),
-                    false => augmenter.batch(&drawn).map(Some),
+                    false => augmenter
+                        .batch(&drawn.numbers())
+                        .map(Some)
+                        .map_err(Error::from),
                 })
             }
         }

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use fewstep_spiking::{Forward, Input, Mode, Monitor, Network};
 use fewstep_torch::checkpoint::remove_torn;
-use fewstep_torch::{Checkpoint, Group, Optimiser, ParameterGroup, Reducer, UnreadLosses, seed};
+use fewstep_torch::{
+    Checkpoint, Group, Optimiser, ParameterGroup, Reducer, Resident, UnreadLosses, seed,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -14,7 +16,6 @@ use crate::data::{Batches, Data, Split};
 use crate::evaluate::evaluate;
 use crate::loss::{cross_entropy, distillation};
 use crate::ranks::{Part, first_words, shard};
-use crate::resident::Resident;
 use crate::{Error, Evaluation, Event, Observer, Performance, PhaseKind, PhasePlan, Result};
 
 /// How far a phase has come.

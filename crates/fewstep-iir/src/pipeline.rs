@@ -6,7 +6,7 @@ use fewstep_datasets::Shard;
 use fewstep_metrics::{EnergyReport, LatencySummary};
 use fewstep_spiking::{Mode, Monitor, Network};
 use fewstep_torch::checkpoint::{remove_torn, write_atomically};
-use fewstep_torch::{Checkpoint, Group, seed};
+use fewstep_torch::{Checkpoint, Group, Resident, seed};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::{Device, Tensor};
 
@@ -15,7 +15,6 @@ use crate::data::{Data, Split, to_tensors};
 use crate::evaluate::{energy, evaluate, latency, mean_rate, probe};
 use crate::fold::fold_batch_norm;
 use crate::phase::{Trainer, load, mode};
-use crate::resident::Resident;
 use crate::{
     Arm, Calibrated, Error, Event, LayerRates, Observer, PhaseKind, PhasePlan, Recipe, Result,
 };

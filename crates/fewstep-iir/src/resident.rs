@@ -1,150 +1,24 @@
-//! Training images that lie on the device as bytes, augmented there: the CPU draws the few numbers that an augmentation needs, and the
-//! batches are, to the bit, those of the loader.
+//! Training images that lie on the device: the batches that are made there are, to the bit, those of the loader.
 
-use fewstep_datasets::{Choice, Dataset, Drawn, ImageShape, Loader};
-use fewstep_torch::device::send;
-use tch::{Device, Kind, Tensor};
+use fewstep_datasets::Dataset;
+use fewstep_torch::Resident;
+use tch::Device;
 
 use crate::Result;
 
-/// Bytes that a data set may have to be put onto a GPU without having been asked.
-const SMALL: usize = 1 << 31;
-
-/// What an image's batch needs to know of it, in the order in which it is sent.
-const NUMBERS: [fn(usize, &Choice) -> i64; 8] = [
-    |index, _| index as i64,
-    |_, choice| choice.down,
-    |_, choice| choice.right,
-    |_, choice| i64::from(choice.mirrored),
-    |_, choice| choice.hole[0].start as i64,
-    |_, choice| choice.hole[0].end as i64,
-    |_, choice| choice.hole[1].start as i64,
-    |_, choice| choice.hole[1].end as i64,
-];
-
-/// A data set on a device.
-pub(crate) struct Resident {
-    /// `[N, C, H·W]`, bytes.
-    images: Tensor,
-    /// `[N]`.
-    labels: Tensor,
-    shape: ImageShape,
-}
-
-/// What is the same for all batches of a loader.
-pub(crate) struct Augmenter<'a> {
-    resident: &'a Resident,
-    /// `[C·256]`: what a byte of a channel becomes.
-    table: Tensor,
-    /// `[C, 1]`: where a channel begins in the table.
-    channel: Tensor,
-    /// `[1, H]` and `[1, W]`: 0, 1, 2, …
-    rows: Tensor,
-    columns: Tensor,
-}
-
-impl Resident {
-    /// Whether images on `device` are better off there, where nobody has said so.
-    pub(crate) fn fits(dataset: &dyn Dataset, device: Device) -> bool {
-        matches!(device, Device::Cuda(_)) && dataset.len() * dataset.shape().numel() <= SMALL
-    }
-
-    /// Copies all of `dataset` to `device`.
-    pub(crate) fn new(dataset: &dyn Dataset, device: Device) -> Result<Self> {
-        let shape = dataset.shape();
-        let mut bytes = Vec::<u8>::with_capacity(dataset.len() * shape.numel());
-        for index in 0..dataset.len() {
-            bytes.extend(dataset.image(index)?.iter());
-        }
-        let labels: Vec<i64> = dataset.labels().iter().map(|&l| i64::from(l)).collect();
-        let size = [dataset.len(), shape.channels, shape.height * shape.width];
-        Ok(Self {
-            images: Tensor::f_from_slice(&bytes)?
-                .f_view(size.map(|n| n as i64))?
-                .f_to_device(device)?,
-            labels: Tensor::f_from_slice(&labels)?.f_to_device(device)?,
-            shape,
-        })
-    }
-
-    /// For the batches of `loader`, which is over the same data set.
-    pub(crate) fn augmenter(&self, loader: &Loader) -> Result<Augmenter<'_>> {
-        let device = self.images.device();
-        let count = |n: usize| Tensor::f_arange(n as i64, (Kind::Int64, device));
-        let channel = count(self.shape.channels)?.f_mul_scalar(256)?;
-        Ok(Augmenter {
-            resident: self,
-            table: Tensor::f_from_slice(loader.normalised().as_flattened())?.f_to_device(device)?,
-            channel: channel.f_view([-1, 1])?,
-            rows: count(self.shape.height)?.f_view([1, -1])?,
-            columns: count(self.shape.width)?.f_view([1, -1])?,
-        })
-    }
-}
-
-impl Augmenter<'_> {
-    /// Images `[n, C, H, W]` and labels `[n]`.
-    pub(crate) fn batch(&self, drawn: &Drawn) -> Result<(Tensor, Tensor)> {
-        let Resident {
-            images,
-            labels,
-            shape,
-        } = self.resident;
-        let (height, width) = (shape.height as i64, shape.width as i64);
-        // One copy carries all numbers.
-        let numbers: Vec<i64> = NUMBERS
-            .iter()
-            .flat_map(|number| {
-                let each = drawn.indices.iter().zip(&drawn.choices);
-                each.map(move |(&index, choice)| number(index, choice))
-            })
-            .collect();
-        let numbers = Tensor::f_from_slice(&numbers)?.f_view([NUMBERS.len() as i64, -1, 1])?;
-        let numbers = send(&numbers, images.device())?;
-        let column = |k: i64| numbers.f_get(k);
-        let index = column(0)?.f_flatten(0, -1)?;
-        let (down, right, mirrored) = (column(1)?, column(2)?, column(3)?);
-        // Where each pixel comes from: rows [n, H, 1] and columns [n, 1, W].
-        let rows = self.rows.f_add(&down)?;
-        let opposite = self.columns.f_neg()?.f_add_scalar(width - 1)?;
-        let columns = opposite.f_where_self(&mirrored.f_gt(0)?, &self.columns)?;
-        let columns = columns.f_add(&right)?;
-        let within = |at: &Tensor, length: i64| at.f_ge(0)?.f_logical_and(&at.f_lt(length)?);
-        let seen = within(&rows, height)?
-            .f_unsqueeze(-1)?
-            .f_logical_and(&within(&columns, width)?.f_unsqueeze(1)?)?;
-        let source = (rows.f_clamp(0, height - 1)?.f_mul_scalar(width)?)
-            .f_unsqueeze(-1)?
-            .f_add(&columns.f_clamp(0, width - 1)?.f_unsqueeze(1)?)?
-            .f_view([-1, 1, height * width])?
-            .f_expand([-1, shape.channels as i64, -1], false)?;
-        let bytes = images
-            .f_index_select(0, &index)?
-            .f_gather(2, &source, false)?
-            .f_mul(&seen.f_view([-1, 1, height * width])?)?;
-        let pixels = self
-            .table
-            .f_take(&bytes.f_to_kind(Kind::Int64)?.f_add(&self.channel)?)?
-            .f_view([-1, shape.channels as i64, height, width])?;
-        let inside = |at: &Tensor, from: i64, to: i64| {
-            at.f_ge_tensor(&column(from)?)?
-                .f_logical_and(&at.f_lt_tensor(&column(to)?)?)
-        };
-        let hole = inside(&self.rows, 4, 5)?
-            .f_unsqueeze(-1)?
-            .f_logical_and(&inside(&self.columns, 6, 7)?.f_unsqueeze(1)?)?;
-        Ok((
-            pixels.f_masked_fill(&hole.f_unsqueeze(1)?, 0)?,
-            labels.f_index_select(0, &index)?,
-        ))
-    }
+/// Copies all of `dataset` to `device`.
+pub(crate) fn resident(dataset: &dyn Dataset, device: Device) -> Result<Resident> {
+    let labels: Vec<i64> = dataset.labels().iter().map(|&l| i64::from(l)).collect();
+    let shape = dataset.shape();
+    let shape = [shape.channels, shape.height, shape.width];
+    Ok(Resident::new(&dataset.bytes()?, &labels, shape, device)?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use fewstep_datasets::{Augment, DataSpec, LoaderOptions, Shard, Statistics};
+    use fewstep_datasets::{Augment, DataSpec, Loader, LoaderOptions, Shard, Statistics};
 
     use super::*;
     use crate::data::to_tensors;
@@ -165,8 +39,8 @@ mod tests {
             ..LoaderOptions::default()
         };
         let loader = Loader::new(Arc::clone(&dataset), options).unwrap();
-        let resident = Resident::new(dataset.as_ref(), Device::Cpu).unwrap();
-        let augmenter = resident.augmenter(&loader).unwrap();
+        let resident = resident(dataset.as_ref(), Device::Cpu).unwrap();
+        let augmenter = resident.augmenter(loader.normalised()).unwrap();
         for epoch in 0..2 {
             let drawn: Vec<_> = loader.drawn(epoch).unwrap().collect();
             let batches: Vec<_> = loader.epoch(epoch).map(|b| b.unwrap()).collect();
@@ -177,7 +51,8 @@ mod tests {
                     continue;
                 }
                 let expected = to_tensors(batch, Device::Cpu).unwrap();
-                assert_eq!(augmenter.batch(drawn).unwrap(), expected, "{augment:?}");
+                let found = augmenter.batch(&drawn.numbers()).unwrap();
+                assert_eq!(found, expected, "{augment:?}");
             }
         }
     }

@@ -78,15 +78,22 @@ impl Drop for Recording {
 
 /// Work to be done over and over: see [`Replay::new`].
 pub struct Replay<'a, T, E> {
-    recording: Option<Recording>,
-    output: T,
+    state: State<T>,
     work: Work<'a, T, E>,
+}
+
+enum State<T> {
+    /// On a GPU, with the output that a play overwrites.
+    Recorded(Recording, T),
+    /// Elsewhere, with the output of the last play.
+    DoneAgain(Option<T>),
 }
 
 type Work<'a, T, E> = Box<dyn FnMut() -> std::result::Result<T, E> + 'a>;
 
 impl<'a, T, E: From<Error>> Replay<'a, T, E> {
-    /// Does `work` once, and on a GPU once more to record it.
+    /// Makes ready for work that is done by [`play`](Self::play). On a GPU `work` runs once, so that libraries set themselves up, and once
+    /// more to be recorded; on a CPU nothing is done yet.
     ///
     /// `work` must always do the same operations on the same tensors: put other numbers into its inputs with `copy_`. On a GPU it must
     /// neither read a value nor copy from or to the CPU, and its output is overwritten by the next [`play`](Self::play).
@@ -98,7 +105,7 @@ impl<'a, T, E: From<Error>> Replay<'a, T, E> {
         work: impl FnMut() -> std::result::Result<T, E> + 'a,
     ) -> std::result::Result<Self, E> {
         let mut work: Work<'a, T, E> = Box::new(work);
-        let (recording, output) = match device {
+        let state = match device {
             Device::Cuda(number) => {
                 let recording = Recording::new(number)?;
                 // Libraries set themselves up in the first run, which can't be recorded.
@@ -109,15 +116,11 @@ impl<'a, T, E: From<Error>> Replay<'a, T, E> {
                 let ended = recording.call(recording.functions.end);
                 let output = output?;
                 ended?;
-                (Some(recording), output)
+                State::Recorded(recording, output)
             }
-            _ => (None, work()?),
+            _ => State::DoneAgain(None),
         };
-        Ok(Self {
-            recording,
-            output,
-            work,
-        })
+        Ok(Self { state, work })
     }
 
     /// Does the work on what its inputs hold now.
@@ -125,11 +128,17 @@ impl<'a, T, E: From<Error>> Replay<'a, T, E> {
     /// # Errors
     /// Those of the work.
     pub fn play(&mut self) -> std::result::Result<&T, E> {
-        match &self.recording {
-            Some(recording) => recording.call(recording.functions.replay)?,
-            None => self.output = (self.work)()?,
+        match &mut self.state {
+            State::Recorded(recording, output) => {
+                recording.call(recording.functions.replay)?;
+                Ok(output)
+            }
+            State::DoneAgain(last) => {
+                // Given back before the next one takes its room.
+                *last = None;
+                Ok(last.insert((self.work)()?))
+            }
         }
-        Ok(&self.output)
     }
 }
 
@@ -147,6 +156,18 @@ mod tests {
             Replay::new(Device::Cpu, || Ok(alias.f_square()?.f_sum(Kind::Float)?)).unwrap();
         input.copy_(&Tensor::from_slice(&[3f32, 4.]));
         assert_eq!(replay.play().unwrap().double_value(&[]), 25.);
+    }
+
+    #[test]
+    fn on_a_cpu_the_work_is_done_once_a_play_and_not_before() {
+        let done = std::cell::Cell::new(0);
+        let mut replay: Replay<'_, i32, Error> = Replay::new(Device::Cpu, || {
+            done.set(done.get() + 1);
+            Ok(done.get())
+        })
+        .unwrap();
+        assert_eq!(done.get(), 0);
+        assert_eq!([*replay.play().unwrap(), *replay.play().unwrap()], [1, 2]);
     }
 
     #[test]

@@ -147,7 +147,7 @@ pub struct Recorded<'a> {
 }
 
 impl<'a> Recorded<'a> {
-    /// Samples the first batch, with these labels.
+    /// For batches of as many images as there are labels. A GPU samples with these labels to record it; a CPU does nothing yet.
     ///
     /// # Errors
     /// As [`Job::sample`]; a sampler that draws noise; on a GPU, fewstep was built without CUDA's headers.

@@ -28,11 +28,30 @@ use crate::libtorch;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// What to measure: spiking, sampling, events, distributed, or dit-xl (ours alone)
+    /// What to measure: spiking, sampling, events, distributed, dit-xl (with --steps against PyTorch, else ours alone), or sdt (ours alone)
     name: String,
     /// Threads for every program [default: all of the machine; for events 1 and 2 in turn]
     #[arg(long)]
     threads: Option<usize>,
+    /// For spiking, sampling, dit-xl and sdt: cpu, cuda or cuda:N, for ours and the peers. On a GPU dit-xl runs 20 and 50 steps at 256 and
+    /// 512 pixels unless --steps and --resolution say otherwise
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// For spiking, dit-xl and sdt: float32, tf32 or bfloat16, for ours and the peers
+    #[arg(long)]
+    precision: Option<String>,
+    /// For dit-xl: steps of DDIM; may be repeated; for sdt of a trajectory
+    #[arg(long, value_name = "N")]
+    steps: Vec<u64>,
+    /// For dit-xl and sdt: pixels a side; may be repeated
+    #[arg(long, value_name = "PIXELS")]
+    resolution: Vec<u64>,
+    /// For dit-xl and sdt: images at once
+    #[arg(long, value_name = "N")]
+    batch: Option<u64>,
+    /// For dit-xl and sdt: the shape, such as XL/2
+    #[arg(long)]
+    model: Option<String>,
     /// For events: a run whose network and images take the place of made-up ones; may be repeated
     #[arg(long = "run", value_name = "FOLDER")]
     runs: Vec<PathBuf>,
@@ -75,7 +94,17 @@ const BENCHES: &[Bench] = &[
         peers: &["pytorch"],
         target: 1. / 1.1,
     },
+    Bench {
+        name: DIT_XL,
+        script: "sampling_peer.py",
+        peers: &["pytorch", "pytorch-compile"],
+        target: 1.,
+    },
 ];
+
+const DIT_XL: &str = "dit-xl";
+/// On a GPU besides; its CUDA graphs are held against ours.
+const GRAPH_PEER: &str = "pytorch-compile-graphs";
 
 /// The share of an implied speed-up that is to be measured.
 const FOLLOWED: f64 = 0.95;
@@ -103,8 +132,17 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     let threads = options
         .threads
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-    if options.name == "dit-xl" {
-        let mut words = vec!["dit-xl".into(), format!("--threads={threads}").into()];
+    let on_gpu = options.device != "cpu";
+    let shape = options.shape(on_gpu);
+    if options.name == "sdt" || (options.name == DIT_XL && !on_gpu && options.steps.is_empty()) {
+        let mut words = vec![
+            options.name.clone().into(),
+            format!("--threads={threads}").into(),
+        ];
+        words.extend(shape.into_iter().map(Into::into));
+        if options.name == "sdt" {
+            words.push(format!("--samples={}", options.samples).into());
+        }
         words.extend(options.json.then(|| "--json".into()));
         return drive::fewstep(checkout, Some("bench"), &words);
     }
@@ -121,7 +159,7 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == options.name) else {
         let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
         bail!(
-            "there is no benchmark {:?}; known: {}, {}, {}, dit-xl",
+            "there is no benchmark {:?}; known: {}, {}, {}, sdt",
             options.name,
             known.join(", "),
             events::NAME,
@@ -131,16 +169,21 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
     libtorch::ensure(checkout, false, false)?;
     let python = python(checkout)?;
     let rounds = options.rounds();
-    let common = options.common(threads);
+    let mut common = options.common(threads).to_vec();
+    common.extend(shape);
+    let mut peers = bench.peers.to_vec();
+    if on_gpu && bench.name == DIT_XL {
+        peers.push(GRAPH_PEER);
+    }
 
     let mut ours = Vec::new();
-    let mut theirs: Vec<Vec<Samples>> = bench.peers.iter().map(|_| Vec::new()).collect();
+    let mut theirs: Vec<Vec<Samples>> = peers.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}: fewstep");
         let mut command = drive::command(checkout)?;
         command.args(["bench", bench.name, "--json"]).args(&common);
         measure(&mut command, "fewstep", &mut ours)?;
-        for (peer, samples) in bench.peers.iter().zip(&mut theirs) {
+        for (peer, samples) in peers.iter().zip(&mut theirs) {
             eprintln!("round {round} of {rounds}: {peer}");
             let mut command = Command::new(&python);
             command
@@ -151,7 +194,7 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
         }
     }
 
-    let rows = compare(bench, &ours, &theirs)?;
+    let rows = compare(bench.target, &peers, &ours, &theirs)?;
     let path = write(checkout, bench.name, &Value::from(rows.clone()))?;
     if options.json {
         println!("{:#}", Value::from(rows));
@@ -169,6 +212,30 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
 impl Options {
     fn rounds(&self) -> usize {
         if self.quick { 1 } else { self.rounds }
+    }
+
+    /// Where and what is computed, as far as it is said; every program takes these words.
+    fn shape(&self, on_gpu: bool) -> Vec<String> {
+        let mut words = Vec::new();
+        if on_gpu {
+            words.push(format!("--device={}", self.device));
+        }
+        words.extend(self.precision.iter().map(|p| format!("--precision={p}")));
+        if self.name != DIT_XL && self.name != "sdt" {
+            return words;
+        }
+        let full = on_gpu && self.name == DIT_XL;
+        let or = |said: &[u64], all: [u64; 2]| match said {
+            [] if full => all.to_vec(),
+            said => said.to_vec(),
+        };
+        let steps = or(&self.steps, [20, 50]);
+        words.extend(steps.iter().map(|n| format!("--steps={n}")));
+        let resolution = or(&self.resolution, [256, 512]);
+        words.extend(resolution.iter().map(|n| format!("--resolution={n}")));
+        words.extend(self.batch.iter().map(|n| format!("--batch={n}")));
+        words.extend(self.model.iter().map(|m| format!("--model={m}")));
+        words
     }
 
     /// What every program is told.
@@ -317,9 +384,23 @@ fn parse(line: &str) -> Result<Samples> {
 }
 
 /// One row for each case and what it is compared with.
-fn compare(bench: &Bench, ours: &[Samples], theirs: &[Vec<Samples>]) -> Result<Vec<Value>> {
+fn compare(
+    target: f64,
+    peers: &[&str],
+    ours: &[Samples],
+    theirs: &[Vec<Samples>],
+) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     for our in ours {
+        // A CUDA graph is held against the peer that has them as well, on the same case.
+        if let Some(beside) = our.line["beside"].as_str() {
+            let place = peers.iter().position(|peer| *peer == GRAPH_PEER);
+            let their = place.and_then(|at| theirs[at].iter().find(|their| their.name == beside));
+            if let (Some(their), None) = (their, &our.against) {
+                rows.push(compare_two(our, GRAPH_PEER, their, Some(target)));
+                continue;
+            }
+        }
         if let Some((against, implied)) = &our.against {
             let other = ours
                 .iter()
@@ -334,7 +415,10 @@ fn compare(bench: &Bench, ours: &[Samples], theirs: &[Vec<Samples>]) -> Result<V
             rows.push(row);
             continue;
         }
-        for (peer, samples) in bench.peers.iter().zip(theirs) {
+        for (peer, samples) in peers.iter().zip(theirs) {
+            if *peer == GRAPH_PEER && our.line["beside"].is_null() {
+                continue;
+            }
             let their = samples
                 .iter()
                 .find(|their| their.name == our.name)
@@ -348,7 +432,7 @@ fn compare(bench: &Bench, ours: &[Samples], theirs: &[Vec<Samples>]) -> Result<V
                 their.threads,
                 their.batch
             );
-            let target = our.judged.then_some(bench.target);
+            let target = our.judged.then_some(target);
             rows.push(compare_two(our, peer, their, target));
         }
     }
@@ -368,6 +452,9 @@ fn compare_two(our: &Samples, peer: &str, their: &Samples, target: Option<f64>) 
         "target": target,
         "met": target.map(|target| ratio <= target),
     });
+    if let Some(steps) = our.line["steps"].as_f64() {
+        row["ours_seconds_an_image"] = json!(our_ms * steps / our.batch as f64 / 1e3);
+    }
     if let Some(gflop) = our.gflop {
         row["ours_gflops"] = json!(gflop / our_ms * 1e3);
         row["peer_gflops"] = json!(gflop / their_ms * 1e3);
@@ -439,6 +526,9 @@ fn meaning(row: &Value) -> String {
     ) {
         return format!("{speedup:.2} x faster, skipped work implies {implied:.2} ({followed:.3})");
     }
+    if let Some(seconds) = figure("ours_seconds_an_image") {
+        return format!("{seconds:.3} s an image");
+    }
     match (figure("ours_gflops"), figure("peer_gflops")) {
         (Some(ours), Some(peer)) => format!("{ours:.0} GFLOP/s, peer {peer:.0}"),
         _ => String::new(),
@@ -461,7 +551,7 @@ mod tests {
         let theirs = vec![vec![line(
             r#"{"name": "all", "ms": [12.0], "threads": 2, "batch": 8}"#,
         )]];
-        let rows = compare(&BENCHES[1], &ours, &theirs).unwrap();
+        let rows = compare(BENCHES[1].target, BENCHES[1].peers, &ours, &theirs).unwrap();
         assert_eq!(rows.len(), 2);
         assert_eq!(meaning(&rows[0]), "100 GFLOP/s, peer 83");
         assert_eq!(rows[1]["met"], json!(true));
@@ -469,6 +559,35 @@ mod tests {
             meaning(&rows[1]),
             "1.92 x faster, skipped work implies 2.00 (0.962)"
         );
+    }
+
+    #[test]
+    fn a_cuda_graph_is_held_against_the_peers_graphs_and_the_rest_against_the_others() {
+        let line = |text: &str| parse(text).unwrap();
+        let ours = [
+            line(r#"{"name": "a", "ms": [10.0], "threads": 2, "batch": 8, "steps": 20}"#),
+            line(
+                r#"{"name": "a-graph", "ms": [8.0], "threads": 2, "batch": 8, "steps": 20, "beside": "a"}"#,
+            ),
+        ];
+        let of = |ms: f64| {
+            let text = format!(r#"{{"name": "a", "ms": [{ms}], "threads": 2, "batch": 8}}"#);
+            vec![line(&text)]
+        };
+        let peers = ["pytorch", GRAPH_PEER];
+        let rows = compare(1., &peers, &ours, &[of(12.), of(7.)]).unwrap();
+        let seen: Vec<_> = rows
+            .iter()
+            .map(|r| (r["name"].as_str(), r["peer"].as_str(), r["met"].as_bool()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (Some("a"), Some("pytorch"), Some(true)),
+                (Some("a-graph"), Some(GRAPH_PEER), Some(false))
+            ]
+        );
+        assert_eq!(meaning(&rows[0]), "0.025 s an image");
     }
 
     #[test]
@@ -481,7 +600,7 @@ mod tests {
     fn a_case_that_a_peer_did_not_run_is_named() {
         let ours = [parse(r#"{"name": "a", "ms": [1.0], "threads": 2, "batch": 32}"#).unwrap()];
         let theirs = vec![Vec::new(), Vec::new()];
-        let error = compare(&BENCHES[0], &ours, &theirs).unwrap_err();
+        let error = compare(BENCHES[0].target, BENCHES[0].peers, &ours, &theirs).unwrap_err();
         assert_eq!(error.to_string(), "spikingjelly did not measure a");
     }
 

@@ -132,13 +132,20 @@ fn slow_tests_run_only_on_request_and_get_the_python_of_the_benchmarks() {
 
 /// A benchmark with figures made up: ours takes `ours` ms, spikingjelly 100, snntorch 200.
 fn bench(sandbox: &Sandbox) -> Command {
+    against_peers(
+        sandbox,
+        &["bench", "spiking", "--threads", "2", "--rounds", "2"],
+    )
+}
+
+fn against_peers(sandbox: &Sandbox, words: &[&str]) -> Command {
     let peer = sandbox.script(
         "peer",
         r#"case "$*" in *spikingjelly*) ms=100 ;; *) ms=200 ;; esac
 echo "a warning on standard output"
 echo "{\"name\": \"vgg9-t1-b32\", \"ms\": [$ms, $ms.5], \"threads\": 2, \"batch\": 32}""#,
     );
-    let mut command = sandbox.xtask(&["bench", "spiking", "--threads", "2", "--rounds", "2"]);
+    let mut command = sandbox.xtask(words);
     command
         .env("CARGO", sandbox.path("bin/fake-cargo"))
         .env("FEWSTEP_BENCH_PYTHON", peer);
@@ -177,13 +184,37 @@ fn bench_writes_medians_and_verdicts_and_a_table() {
 }
 
 #[test]
+fn bench_dit_xl_on_a_gpu_asks_for_every_case_and_on_a_cpu_for_one_image() {
+    let sandbox = with_cargo(
+        r#"echo '{"name": "vgg9-t1-b32", "ms": [90], "threads": 2, "batch": 32, "steps": 20}'"#,
+    );
+    let mut one = sandbox.xtask(&["bench", "dit-xl", "--threads", "2"]);
+    one.env("CARGO", sandbox.path("bin/fake-cargo"));
+    assert_eq!(said(&mut one).code, Some(0));
+    let words = ["bench", "dit-xl", "--threads", "2", "--device", "cuda:0"];
+    let words = [&words[..], &["--quick", "--precision", "tf32"]].concat();
+    let mut all = against_peers(&sandbox, &words);
+    let answer = said(&mut all);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(answer.out.contains("0.056 s an image"), "{}", answer.out);
+    let asked = asked(&sandbox);
+    assert!(
+        asked[0].ends_with("-- bench dit-xl --threads=2"),
+        "{asked:?}"
+    );
+    let words =
+        "--device=cuda:0 --precision=tf32 --steps=20 --steps=50 --resolution=256 --resolution=512";
+    assert!(asked[1].ends_with(words), "{asked:?}");
+}
+
+#[test]
 fn bench_names_what_it_knows_and_what_went_wrong() {
     let sandbox = with_cargo("echo '{\"name\": 3}'");
     let answer = run(&sandbox, &["bench", "spikin"]);
     assert_eq!(answer.code, Some(1));
     assert_eq!(
         answer.err,
-        "error: there is no benchmark \"spikin\"; known: spiking, sampling, events, distributed, dit-xl\n"
+        "error: there is no benchmark \"spikin\"; known: spiking, sampling, dit-xl, events, distributed, sdt\n"
     );
     let answer = said(&mut bench(&sandbox));
     assert_eq!(answer.code, Some(1));

@@ -1,4 +1,8 @@
+use fewstep_datasets::Augment;
+use fewstep_torch::Precision;
+
 use super::*;
+use crate::noise::BetaSchedule;
 
 fn config(learned_variance: bool) -> DitConfig {
     DitConfig {
@@ -129,6 +133,44 @@ fn losses_read_rarely_change_nothing_that_is_trained_or_told() {
         });
         assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn images_on_the_device_train_to_the_same_bits_and_are_told_of_alike() {
+    let o = TrainOptions {
+        augment: Augment {
+            crop_padding: 1,
+            horizontal_flip: true,
+            cutout: 2,
+            ..Augment::default()
+        },
+        // Two epochs of the digits, the second begun.
+        steps: 60,
+        ..options()
+    };
+    let expected = told(&o);
+    let resident = TrainOptions {
+        data_on_device: Some(true),
+        ..o
+    };
+    assert_eq!(told(&resident), expected);
+    let folder = tempfile::tempdir().unwrap();
+    assert!(run(&resident, true, folder.path(), Some(55)).0.is_err());
+    let (resumed, _) = run(&resident, true, folder.path(), None);
+    assert_eq!(resumed.unwrap().fingerprint().unwrap(), expected.0);
+}
+
+#[test]
+fn images_that_are_randomly_resized_are_refused_on_the_device() {
+    let mut o = options();
+    o.data_on_device = Some(true);
+    o.augment.random_resized_crop = Some(8);
+    let (key, reason) = o.validate().unwrap_err();
+    assert_eq!(key, "data_on_device");
+    assert!(
+        reason.starts_with("expected false with augment.random_resized_crop"),
+        "{reason}"
+    );
 }
 
 #[test]

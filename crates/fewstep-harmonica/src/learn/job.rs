@@ -106,10 +106,24 @@ impl<'a> Job<'a> {
         call: &Call,
         reuse: &mut dyn Reuse,
     ) -> Result<Tensor> {
-        let dit = self.setting.dit;
-        let output = dit.run(prepared, reuse)?;
+        let output = self.setting.dit.run(prepared, reuse)?;
+        self.guide(call, output)
+    }
+
+    /// The same from tokens that have gone through all blocks.
+    pub(super) fn finish(
+        &self,
+        prepared: &Prepared,
+        call: &Call,
+        tokens: &Tensor,
+    ) -> Result<Tensor> {
+        let output = self.setting.dit.finish(prepared, tokens)?;
+        self.guide(call, output)
+    }
+
+    fn guide(&self, call: &Call, output: Tensor) -> Result<Tensor> {
         Ok(match self.guided(call) {
-            true => self.setting.guidance().combine(dit, &output)?,
+            true => self.setting.guidance().combine(self.setting.dit, &output)?,
             false => output,
         })
     }

@@ -60,10 +60,20 @@ impl Learner<'_> {
                 Ok((prepared, target))
             })?;
             let gates = self.gates(call.row)?;
-            let mut student = gates.student(&mut place.slots, call.timestep);
-            student.first = teacher.first;
-            let output = job.predict(&prepared, &call, &mut student)?;
-            let error = self.error(&output, &target)?;
+            let slots = &mut place.slots;
+            let (output, error) = match self.options.recompute {
+                true => {
+                    let first = teacher.first;
+                    self.recomputed(&job, &prepared, &call, &gates, slots, first, &target)?
+                }
+                false => {
+                    let mut student = gates.student(slots, call.timestep);
+                    student.first = teacher.first;
+                    let output = job.predict(&prepared, &call, &mut student)?;
+                    let error = self.error(&output, &target)?;
+                    (output, error)
+                }
+            };
             let (loss, mse) = self.update(call.row, &gates.r, &error)?;
             tch::no_grad(|| job.advance(&mut place, index, &output.f_detach()?))?;
             losses += loss;

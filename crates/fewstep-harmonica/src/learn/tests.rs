@@ -7,7 +7,7 @@ use fewstep_diffusion::{dit::ComputeAll, guidance::Guided, random::ImageNoise, s
 
 use super::job::Job;
 use super::*;
-use crate::{CachedReuse, Planned};
+use crate::{CachedReuse, Planned, RouterInit};
 
 fn alone() -> &'static Group {
     static ALONE: std::sync::LazyLock<Group> = std::sync::LazyLock::new(Group::alone);
@@ -156,6 +156,15 @@ fn options(fixture: &Fixture, case: &str) -> LearnOptions {
 
 #[test]
 fn three_trajectories_are_those_of_the_published_algorithm() {
+    as_published(false);
+}
+
+#[test]
+fn blocks_that_are_computed_again_on_the_way_back_give_the_published_algorithm_too() {
+    as_published(true);
+}
+
+fn as_published(recompute: bool) {
     let fixture = Fixture::open();
     for case in [
         "telescoping-mean",
@@ -164,7 +173,10 @@ fn three_trajectories_are_those_of_the_published_algorithm() {
         "none",
         "telescoping-mean-macs",
     ] {
-        let options = options(&fixture, case);
+        let options = LearnOptions {
+            recompute,
+            ..options(&fixture, case)
+        };
         let mut learner = fixture.learner(&options);
         let stored = |what: &str| fixture.tensor(&format!("case/{case}/{what}"));
         let (mut losses, mut errors, mut tables) = (vec![], vec![], vec![]);

@@ -2,11 +2,12 @@
 
 use fewstep_datasets::Dataset;
 use fewstep_spiking::MemoryFormat;
+use fewstep_torch::Resident;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use super::Recipe;
-use crate::resident::Resident;
+use crate::resident::resident;
 use crate::{Data, Error, Result};
 
 /// What changes how fast training goes, and its results by no more than the order of sums. What is not given depends on the device.
@@ -37,11 +38,12 @@ impl Performance {
     /// The training images on the device, where they belong there.
     pub(crate) fn resident(&self, data: &Data, device: Device) -> Result<Option<Resident>> {
         let images: &dyn Dataset = data.train().as_ref();
-        let usual = Resident::fits(images, device) && data.augment().random_resized_crop.is_none();
+        let usual = Resident::fits(images.len() * images.shape().numel(), device)
+            && data.augment().random_resized_crop.is_none();
         if !self.data_on_device.unwrap_or(usual) {
             return Ok(None);
         }
-        Resident::new(images, device).map(Some).map_err(|e| {
+        resident(images, device).map(Some).map_err(|e| {
             if !e.is_out_of_memory() {
                 return e;
             }

@@ -1,8 +1,10 @@
 //! `fewstep bench NAME`: our side of a benchmark, one JSON line a case, in the form that the peers' scripts print.
 
 mod distributed;
+mod dit_xl;
 mod events;
 mod sampling;
+mod sdt;
 mod spiking;
 
 use std::path::PathBuf;
@@ -10,22 +12,26 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use fewstep_torch::{DeviceChoice, device, profile};
+use fewstep_torch::{DeviceChoice, Precision, device, profile};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::tell;
+use super::{print, tell};
 use crate::report::{Style, text};
 
 /// Options of `fewstep bench`.
 #[derive(Args)]
-#[command(after_help = "Example: fewstep bench sampling --threads 2 --samples 5")]
+#[command(
+    after_help = "Example: fewstep bench sampling --threads 2 --samples 5\n\nOn a GPU: fewstep bench dit-xl --device cuda:0 --steps 20 --steps 50 \
+                  --resolution 256 --resolution 512 --json"
+)]
 pub struct Options {
-    /// Which one: spiking, sampling, events, distributed (a rank of it) or dit-xl
+    /// Which one: spiking, sampling, events, distributed (a rank of it), dit-xl or sdt
     pub name: String,
-    /// For spiking, sampling and dit-xl: auto, cpu, cuda or cuda:N
+    /// For spiking, sampling, dit-xl and sdt: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: DeviceChoice,
-    /// For spiking and sampling: run one step of each case under libtorch's profiler as well, print where its time goes, and leave
+    /// For spiking, sampling and dit-xl with --steps: run one step of each case under libtorch's profiler as well, print where its time goes, and leave
     /// traces (for chrome://tracing or Perfetto) there
     #[arg(long, value_name = "FOLDER")]
     pub profile: Option<PathBuf>,
@@ -38,10 +44,31 @@ pub struct Options {
     /// Steps before them; for `sampling` runs with two whole steps
     #[arg(long, default_value_t = 1)]
     pub warmup: u32,
-    /// JSON lines, the only form of all but `dit-xl`
+    /// JSON lines, the only form of all but `sdt` and `dit-xl` without --steps
     #[arg(long)]
     pub json: bool,
-    /// For `events`: a run whose network (vgg16 or resnet20) and test images take the place of made-up ones; may be repeated
+    /// For spiking and dit-xl: the number format of matrix products and convolutions, for sdt float32 or tf32
+    #[arg(long, value_name = "FORMAT", default_value = "float32", value_parser = super::check::precision)]
+    pub precision: Precision,
+    /// For spiking: inference at T = 1 as well, launched and recorded as a CUDA graph (which a CPU does again); for dit-xl: graphs on a CPU
+    /// too
+    #[arg(long)]
+    pub cuda_graph: bool,
+    /// For dit-xl: batches in so many steps of DDIM, uncached and with cache plans, may be repeated [default: one image in 3 steps]; for sdt
+    /// steps of a trajectory [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1000))]
+    pub steps: Vec<u64>,
+    /// For dit-xl with --steps: pixels a side, may be repeated; for sdt
+    #[arg(long, value_name = "PIXELS", default_values_t = [256])]
+    pub resolution: Vec<i64>,
+    /// For dit-xl with --steps: images at once; for sdt latents, which guidance doubles
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    pub batch: u64,
+    /// For dit-xl and sdt: the shape
+    #[arg(long, default_value = "XL/2")]
+    pub model: String,
+    /// For `events`: a run whose network (vgg16 or resnet20) and test images take the place of made-up ones; for spiking with --cuda-graph a
+    /// run whose last stage is T = 1; may be repeated
     #[arg(long = "run", value_name = "FOLDER")]
     pub runs: Vec<PathBuf>,
     /// For `events`: where to leave the model files
@@ -57,16 +84,32 @@ pub fn bench(options: &Options) -> Result<()> {
     tch::set_num_threads(options.threads);
     let fixed = ["events", "distributed"].contains(&options.name.as_str());
     if fixed && (options.device != DeviceChoice::Cpu || options.profile.is_some()) {
-        bail!("--device and --profile are for spiking, sampling and dit-xl");
+        bail!("--device and --profile are for spiking, sampling, dit-xl and sdt");
+    }
+    // What would be ignored would be measured otherwise than it was asked for.
+    let asked = [
+        (
+            options.precision != Precision::Float32,
+            "--precision",
+            &["spiking", "dit-xl", "sdt"][..],
+        ),
+        (options.cuda_graph, "--cuda-graph", &["spiking", "dit-xl"]),
+        (!options.steps.is_empty(), "--steps", &["dit-xl", "sdt"]),
+    ];
+    for (is_asked, option, names) in asked {
+        if is_asked && !names.contains(&options.name.as_str()) {
+            bail!("{option} is for {}", names.join(", "));
+        }
     }
     match options.name.as_str() {
         "spiking" => spiking::bench(options),
         "sampling" => sampling::bench(options),
         "events" => events::bench(options),
         "distributed" => distributed::bench(options),
-        "dit-xl" => sampling::dit_xl(options),
+        "dit-xl" => dit_xl::bench(options),
+        "sdt" => sdt::bench(options),
         name => bail!(
-            "no benchmark `{name}`; there are: spiking, sampling, events, distributed, dit-xl"
+            "no benchmark `{name}`; there are: spiking, sampling, events, distributed, dit-xl, sdt"
         ),
     }
 }
@@ -74,6 +117,14 @@ pub fn bench(options: &Options) -> Result<()> {
 impl Options {
     fn device(&self) -> Result<Device> {
         Ok(device::resolve(self.device)?)
+    }
+
+    /// A case's line, with more fields.
+    fn say(&self, mut line: Value, more: Value) -> Result<()> {
+        if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
+            line.extend(more);
+        }
+        print(&line.to_string())
     }
 
     /// Runs `step` once under the profiler, where one is asked for, and says what takes its time.
@@ -157,6 +208,10 @@ fn product(options: &Options) -> Result<Vec<f64>> {
         })
         .skip(options.warmup as usize)
         .collect()
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
 }
 
 /// Waits until a GPU has computed it, by reading one element.

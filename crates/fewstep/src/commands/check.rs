@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use fewstep_diffusion::DitConfig;
 use fewstep_torch::{Checkpoint, DeviceChoice, Precision, device};
 use serde::de::value::{Error as Unknown, StrDeserializer};
 use serde::{Deserialize, Serialize, de::IntoDeserializer};
@@ -42,7 +43,8 @@ pub struct Options {
     pub json: bool,
 }
 
-fn precision(name: &str) -> Result<Precision, Unknown> {
+/// As in configs.
+pub(super) fn precision(name: &str) -> Result<Precision, Unknown> {
     let name: StrDeserializer<Unknown> = name.into_deserializer();
     Precision::deserialize(name)
 }
@@ -69,6 +71,18 @@ impl Place {
     }
 }
 
+/// A DiT of ten classes on `[channels, 8, 8]`, in patches of 2 × 2.
+fn small_dit(channels: i64, depth: i64, width: i64, heads: i64) -> Result<DitConfig> {
+    let shape = DitConfig::named("S/2", 8, channels).context("DiT-S/2 is not known")?;
+    Ok(DitConfig {
+        depth,
+        width,
+        heads,
+        classes: 10,
+        ..shape
+    })
+}
+
 /// What a check has computed: tensors by name, in the order in which they are to be shown.
 type Named = Vec<(String, Tensor)>;
 
@@ -90,70 +104,84 @@ const BFLOAT16: f64 = 2e-2;
 struct Check {
     name: &'static str,
     rule: Rule,
-    /// Why nothing can be asked in TF32 and bfloat16.
-    float32_only: Option<&'static str>,
-    run: fn(&Place) -> Result<Named>,
+    coarser: Coarser,
+    run: Run,
+}
+
+type Run = fn(&Place) -> Result<Named>;
+
+/// What can be asked of a check in TF32 and bfloat16, and why no more.
+#[derive(Clone, Copy)]
+enum Coarser {
+    /// All of it, by the same rule.
+    All,
+    /// In TF32 these curves, for roundings grow along the trajectories that are learned from.
+    Tf32Curves(Run, &'static str),
+    Nothing(&'static str),
 }
 
 const CHECKS: &[Check] = &[
     Check {
         name: "spiking networks, logits and gradients, T = 1 to 5",
         rule: Rule::Close,
-        float32_only: Some("a potential near its threshold fires or not"),
+        coarser: Coarser::Nothing("a potential near its threshold fires or not"),
         run: spiking::spiking,
     },
     Check {
         name: "artificial network, logits and gradients",
         rule: Rule::Close,
-        float32_only: None,
+        coarser: Coarser::All,
         run: spiking::artificial,
     },
     Check {
         name: "samplers, 32 trajectories",
         rule: Rule::Close,
-        float32_only: Some("samplers compute in float32"),
+        coarser: Coarser::Nothing("samplers compute in float32"),
         run: diffusion::samplers,
     },
     Check {
         name: "DiT, both conventions",
         rule: Rule::Close,
-        float32_only: None,
+        coarser: Coarser::All,
         run: diffusion::dit,
     },
     Check {
         name: "autoencoders",
         rule: Rule::Close,
-        float32_only: None,
+        coarser: Coarser::All,
         run: diffusion::autoencoders,
     },
     Check {
         name: "sampling with a cache plan",
         rule: Rule::Close,
-        float32_only: Some("roundings grow along a trajectory"),
+        coarser: Coarser::Nothing("roundings grow along a trajectory"),
         run: learning::cached,
     },
     Check {
         name: "learning a router, three trajectories",
         rule: Rule::Close,
-        float32_only: Some("routers are learned in float32"),
+        coarser: Coarser::Tf32Curves(
+            learning::router_losses,
+            "routers are learned in float32 or TF32",
+        ),
         run: learning::router,
     },
     Check {
         name: "features of InceptionV3 and ResNet-56",
         rule: Rule::Close,
-        float32_only: Some("features are taken in float32"),
+        coarser: Coarser::Nothing("features are taken in float32"),
         run: features::features,
     },
     Check {
         name: "training a spiking network, 50 steps each",
         rule: Rule::Curves,
-        float32_only: None,
+        coarser: Coarser::All,
         run: learning::spiking_curves,
     },
     Check {
         name: "training a DiT, 50 steps",
         rule: Rule::Curves,
-        float32_only: None,
+        coarser: Coarser::All,
         run: learning::dit_curve,
     },
 ];
@@ -192,11 +220,11 @@ pub fn check(options: &Options) -> Result<ExitCode> {
     let (mut outcomes, mut skipped) = (Vec::new(), Vec::new());
     for (done, check) in chosen.iter().enumerate() {
         progress.set(done as u64, check.name);
-        match check.float32_only {
-            Some(why) if found.precision != Precision::Float32 => skipped.push((check.name, why)),
-            _ => outcomes.push(
+        match check.asked_in(found.precision) {
+            Err(why) => skipped.push((check.name, why)),
+            Ok(asked) => outcomes.push(
                 check
-                    .outcome(&found)
+                    .outcome(asked, &found)
                     .with_context(|| check.name.to_owned())
                     .map_err(|e| anyhow::anyhow!("{e:#}"))?,
             ),
@@ -260,29 +288,38 @@ impl Outcome {
 }
 
 impl Check {
-    fn outcome(&self, found: &Place) -> Result<Outcome> {
+    /// What is asked in this precision, and by which rule; or why nothing is.
+    fn asked_in(&self, precision: Precision) -> Result<(Run, Rule), &'static str> {
+        match (precision, self.coarser) {
+            (Precision::Float32, _) | (_, Coarser::All) => Ok((self.run, self.rule)),
+            (Precision::Tf32, Coarser::Tf32Curves(run, _)) => Ok((run, Rule::Curves)),
+            (_, Coarser::Tf32Curves(_, why) | Coarser::Nothing(why)) => Err(why),
+        }
+    }
+
+    fn outcome(&self, (run, rule): (Run, Rule), found: &Place) -> Result<Outcome> {
         let start = Instant::now();
         let cpu = Place {
             device: Device::Cpu,
             precision: Precision::Float32,
             seed: 0,
         };
-        let expected = (self.run)(&cpu)?;
+        let expected = run(&cpu)?;
         // A training turns it on itself.
-        let tf32 = match self.rule {
+        let tf32 = match rule {
             Rule::Close => Some(found.precision.tf32()?),
             Rule::Curves => None,
         };
-        let seen = (self.run)(found)?;
+        let seen = run(found)?;
         drop(tf32);
-        let (distance, may_be): (fn(&Tensor, &Tensor) -> Result<f64>, _) = match self.rule {
+        let (distance, may_be): (fn(&Tensor, &Tensor) -> Result<f64>, _) = match rule {
             Rule::Close => match found.precision {
                 Precision::Float32 => (furthest, FLOAT32),
                 Precision::Tf32 => (relative_root_mean_square, TF32),
                 Precision::Bfloat16 => (relative_root_mean_square, BFLOAT16),
             },
             Rule::Curves => {
-                let other = (self.run)(&Place { seed: 1, ..cpu })?;
+                let other = run(&Place { seed: 1, ..cpu })?;
                 // The smaller the stricter, where there are several curves.
                 let noise = apart(&other, &expected, root_mean_square)?
                     .into_iter()
@@ -391,13 +428,16 @@ mod tests {
         let check = |run: fn(&Place) -> Result<Named>| Check {
             name: "made up",
             rule: Rule::Close,
-            float32_only: None,
+            coarser: Coarser::All,
             run,
         };
-        let place = |precision| Place {
-            device: Device::Cpu,
-            precision,
-            seed: 0,
+        let outcome = |check: &Check, precision| {
+            let place = Place {
+                device: Device::Cpu,
+                precision,
+                seed: 0,
+            };
+            check.outcome((check.run, check.rule), &place)
         };
         let off = check(|p| {
             let value = if p.precision == Precision::Float32 {
@@ -407,9 +447,9 @@ mod tests {
             };
             Ok(vec![("x".into(), Tensor::from_slice(&[value]))])
         });
-        let in_bfloat16 = off.outcome(&place(Precision::Bfloat16)).unwrap();
+        let in_bfloat16 = outcome(&off, Precision::Bfloat16).unwrap();
         assert!(in_bfloat16.agrees && (in_bfloat16.off - 0.005).abs() < 1e-6);
-        assert!(off.outcome(&place(Precision::Float32)).unwrap().agrees);
+        assert!(outcome(&off, Precision::Float32).unwrap().agrees);
         let far = check(|p| {
             let value = if p.precision == Precision::Float32 {
                 1f32
@@ -418,7 +458,7 @@ mod tests {
             };
             Ok(vec![("x".into(), Tensor::from_slice(&[value]))])
         });
-        assert!(!far.outcome(&place(Precision::Bfloat16)).unwrap().agrees);
+        assert!(!outcome(&far, Precision::Bfloat16).unwrap().agrees);
         let broken = check(|p| {
             let value = if p.precision == Precision::Float32 {
                 1f32
@@ -427,7 +467,26 @@ mod tests {
             };
             Ok(vec![("x".into(), Tensor::from_slice(&[value]))])
         });
-        assert!(!broken.outcome(&place(Precision::Bfloat16)).unwrap().agrees);
+        assert!(!outcome(&broken, Precision::Bfloat16).unwrap().agrees);
+    }
+
+    #[test]
+    fn learning_a_router_is_asked_in_tf32_as_curves_and_not_in_bfloat16() {
+        let router = CHECKS.iter().find(|c| c.name.contains("router")).unwrap();
+        let rule = |precision| router.asked_in(precision).map(|(_, rule)| rule);
+        assert!(rule(Precision::Float32) == Ok(Rule::Close));
+        let why = rule(Precision::Bfloat16).err();
+        assert_eq!(why, Some("routers are learned in float32 or TF32"));
+        let asked = router.asked_in(Precision::Tf32).unwrap();
+        assert!(asked.1 == Rule::Curves);
+        // TF32 is float32 on a CPU.
+        let place = Place {
+            device: Device::Cpu,
+            precision: Precision::Tf32,
+            seed: 0,
+        };
+        let found = router.outcome(asked, &place).unwrap();
+        assert!(found.agrees && found.off == 0. && found.may_be > 0.);
     }
 
     #[test]

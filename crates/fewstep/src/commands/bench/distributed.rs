@@ -59,7 +59,7 @@ fn cases(options: &Options, group: &Group) -> Result<()> {
 
 /// Milliseconds that all images take all ranks.
 fn sample(options: &Options, group: &Group) -> Result<Vec<f64>> {
-    let dit = sampling::random_dit("S/2")?;
+    let dit = sampling::random_dit("S/2", 32)?;
     let guidance = Guidance::scale(sampling::GUIDANCE);
     let labels = labels_in_turn(IMAGES as u64, dit.config().classes as usize);
     let (what, own) = ("a measurement", group.part(IMAGES).numbers());

@@ -1,21 +1,21 @@
-//! Sampling with a DiT of random weights: DiT-S/2 uncached and with cache plans, and one image by DiT-XL/2.
+//! Sampling with a DiT-S/2 of random weights, uncached and with cache plans.
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fewstep_diffusion::dit::ComputeAll;
-use fewstep_diffusion::random::{self, ImageNoise, Use};
-use fewstep_diffusion::sampler::{self, SamplerName};
-use fewstep_diffusion::{Dit, DitConfig, Guidance, Guided, NoiseSchedule, Reuse, SamplerOptions};
+use fewstep_diffusion::random::{self, Use};
+use fewstep_diffusion::sampler::SamplerName;
+use fewstep_diffusion::{Dit, Guidance, NoiseSchedule, Reuse, SamplerOptions};
 use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, policy};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::{Options, product, wait};
-use crate::commands::{print, tell};
+use crate::commands::print;
 use crate::sampling::{Job, Recorded, labels_in_turn};
 
-const SEED: u64 = 0;
+pub(super) const SEED: u64 = 0;
 const BATCH: usize = 8;
 pub(super) const GUIDANCE: f64 = 1.5;
 /// Calls of the model in a run of `sampling`: three times each of FORA's intervals 2 and 3.
@@ -32,7 +32,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         })
         .to_string(),
     )?;
-    let dit = random_dit("S/2")?.to(options.device()?, Kind::Float)?;
+    let dit = random_dit("S/2", 32)?.to(options.device()?, Kind::Float)?;
     let config = dit.config();
     let guidance = Guidance::scale(GUIDANCE);
     let ddim = SamplerOptions::new(SamplerName::Ddim, STEPS);
@@ -136,63 +136,10 @@ fn recorded(
         .collect()
 }
 
-/// One image of 256 × 256 pixels by DiT-XL/2, as latents: 3 steps of DDIM with guidance.
-pub(super) fn dit_xl(options: &Options) -> Result<()> {
-    let start = Instant::now();
-    let dit = random_dit("XL/2")?.to(options.device()?, Kind::Float)?;
-    let init_seconds = start.elapsed().as_secs_f64();
-    tell(&format!(
-        "DiT-XL/2, {:.1} million random weights in {init_seconds:.1} s",
-        dit.config().parameters() as f64 / 1e6
-    ));
-    let c = dit.config();
-    let guidance = Guidance::scale(GUIDANCE);
-    let sampler = SamplerOptions::new(SamplerName::Ddim, 3).build(&NoiseSchedule::default())?;
-    let mut noise = ImageNoise::new(SEED, 0..1);
-    let x = noise.initial([c.channels, c.input_size, c.input_size])?;
-    let x = x.f_to_device(dit.device())?;
-    let mut reuse = ComputeAll;
-    let mut denoiser = Guided::new(
-        &dit,
-        &Tensor::f_from_slice(&[207i64])?,
-        &guidance,
-        &mut reuse,
-    )?;
-    let mut seconds = Vec::new();
-    let mut start = Instant::now();
-    let x = sampler::sample(&*sampler, &mut denoiser, &x, &mut noise, &mut |_, x| {
-        wait(x).map_err(|e| fewstep_diffusion::Error::Stopped(e.to_string()))?;
-        seconds.push(start.elapsed().as_secs_f64());
-        start = Instant::now();
-        Ok(())
-    })?;
-    check_finite(&x)?;
-    let mean = seconds.iter().sum::<f64>() / seconds.len() as f64;
-    let gflop = 4. * c.macs().total() as f64 / 1e9;
-    let peak_gib = peak_memory_gib()?;
-    if options.json {
-        return print(
-            &json!({
-                "name": "dit-xl2", "threads": options.threads, "batch": 1, "steps": 3,
-                "init_seconds": init_seconds, "step_seconds": seconds, "gflop": gflop,
-                "peak_memory_gib": peak_gib,
-            })
-            .to_string(),
-        );
-    }
-    let each: Vec<String> = seconds.iter().map(|s| format!("{s:.2}")).collect();
-    print(&format!(
-        "DiT-XL/2 256, one image with guidance {GUIDANCE}, {} threads: {mean:.2} s a step ({} s), {:.0} GFLOP/s; peak memory {peak_gib:.2} GiB",
-        options.threads,
-        each.join(", "),
-        gflop / mean
-    ))
-}
-
-/// A published shape for latents 4 × 32 × 32 with random weights everywhere: the zeros of a new model's modulations and last
+/// A published shape for latents `[4, size, size]` with random weights everywhere: the zeros of a new model's modulations and last
 /// layer are cheaper to compute with than a trained model's numbers.
-pub(super) fn random_dit(name: &str) -> Result<Dit> {
-    let config = DitConfig::named(name, 32, 4).context("no such DiT")?;
+pub(super) fn random_dit(name: &str, size: i64) -> Result<Dit> {
+    let config = super::dit_xl::shape(name, size)?;
     let dit = Dit::new(&config, SEED)?;
     let _guard = tch::no_grad_guard();
     for (place, (name, mut t)) in dit.parameters().into_iter().enumerate() {
@@ -211,16 +158,4 @@ pub(super) fn check_finite(x: &Tensor) -> Result<()> {
         "the latents are not finite; the measurement is void"
     );
     Ok(())
-}
-
-/// The most memory that this process had, as Linux counts it.
-fn peak_memory_gib() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")
-        .context("peak memory is only known on Linux: cannot read /proc/self/status")?;
-    let kib: f64 = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
-        .context("/proc/self/status has no line VmHWM")?;
-    Ok(kib / f64::from(1 << 20))
 }

@@ -1,30 +1,115 @@
-//! A training step of VGG9 at T = 5 and T = 1.
+//! A training step of VGG9 at T = 5 and T = 1; inference at T = 1, launched kernel by kernel and as one CUDA graph.
 
 use std::time::Instant;
 
-use anyhow::Result;
-use fewstep_spiking::{Forward, Input, LeakOptions, Network, NeuronOptions, zoo};
-use fewstep_torch::{Group, Messages, Optimiser, OptimiserConfig, ParameterGroup, Reducer};
+use anyhow::{Result, ensure};
+use fewstep_spiking::{
+    Forward, Input, LeakOptions, Mode, Network, NeuronOptions, Result as SpikingResult, zoo,
+};
+use fewstep_torch::{Group, Messages, Optimiser, OptimiserConfig, ParameterGroup, Reducer, Replay};
 use serde_json::json;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 use super::{Options, wait};
-use crate::commands::print;
+use crate::trained;
+
+const IMAGES: i64 = 32;
 
 pub(super) fn bench(options: &Options) -> Result<()> {
+    ensure!(
+        options.cuda_graph || options.runs.is_empty(),
+        "--run: for spiking it is for inference, with --cuda-graph"
+    );
+    for run in &options.runs {
+        let trained = trained::open(run, None, options.device()?)?;
+        ensure!(
+            trained.mode == Mode::Spiking { timesteps: 1 },
+            "--run: expected a network of one timestep, found {} with stage `{}`",
+            run.display(),
+            trained.stage
+        );
+        let name = format!("{}-{}", trained.experiment.name, trained.stage);
+        inference(options, &name, &trained.network)?;
+    }
+    if !options.runs.is_empty() {
+        return Ok(());
+    }
     for timesteps in [1u32, 5] {
         let step = Step {
             timesteps,
-            images: 32,
+            images: IMAGES,
             group: &Group::alone(),
         };
         let (ms, _) = step.measure(options)?;
-        print(
-            &json!({"name": format!("vgg9-t{timesteps}-b32"), "ms": ms, "threads": options.threads, "batch": 32})
-                .to_string(),
+        let name = format!("vgg9-t{timesteps}-b{IMAGES}");
+        options.say(
+            json!({"name": name, "ms": ms, "threads": options.threads, "batch": IMAGES}),
+            json!({}),
         )?;
     }
-    Ok(())
+    match options.cuda_graph {
+        true => inference(options, "vgg9-t1", &vgg9(options.device()?)?),
+        false => Ok(()),
+    }
+}
+
+/// Random weights, of which 4 to 40 % of the neurons of each convolution fire.
+fn vgg9(device: Device) -> Result<Network> {
+    tch::manual_seed(0);
+    let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
+    let mut network = Network::new(plan, device)?;
+    let leak = LeakOptions {
+        initial: 0.9,
+        learnable: false,
+    };
+    network.add_neurons(&NeuronOptions {
+        threshold: 0.5,
+        learnable_threshold: false,
+        leak,
+        ..NeuronOptions::default()
+    })?;
+    Ok(network)
+}
+
+/// Milliseconds of a batch at one timestep, launched and played in turn, and how far apart their logits are.
+fn inference(options: &Options, name: &str, network: &Network) -> Result<()> {
+    let _guard = tch::no_grad_guard();
+    let _tf32 = options.precision.tf32()?;
+    let device = options.device()?;
+    let [channels, height, width] = network.plan().input;
+    let size = [IMAGES, channels, height, width];
+    let images = Tensor::f_rand(size, (Kind::Float, device))?;
+    let forward = Forward::evaluation(Mode::Spiking { timesteps: 1 });
+    let once = || -> SpikingResult<Tensor> {
+        let run = || network.forward(Input::Direct(&images), &forward, None);
+        let logits = options
+            .precision
+            .run(device, || run().map(|out| out.logits))?;
+        Ok(logits.f_to_kind(Kind::Float)?)
+    };
+    let mut graph = Replay::new(device, once)?;
+    let (mut launched, mut played, mut off) = (Vec::new(), Vec::new(), 0f64);
+    for step in 0..options.warmup + options.samples {
+        let start = Instant::now();
+        let expected = once()?;
+        wait(&expected)?;
+        let ms = start.elapsed().as_secs_f64() * 1e3;
+        let start = Instant::now();
+        let found = graph.play()?;
+        wait(found)?;
+        if step >= options.warmup {
+            launched.push(ms);
+            played.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        let apart = found.f_sub(&expected)?.f_abs()?.f_max()?;
+        off = off.max(apart.f_double_value(&[])?);
+    }
+    options.profiled(&format!("{name}-b{IMAGES}-inference"), || Ok(once()?))?;
+    let line = |name: String, ms: &[f64]| json!({"name": name, "ms": ms, "threads": options.threads, "batch": IMAGES, "judged": false});
+    let plain = format!("{name}-b{IMAGES}-inference");
+    options.say(line(plain.clone(), &launched), json!({}))?;
+    let more = json!({"beside": plain, "recorded": device != Device::Cpu, "logits_off_by": off});
+    options.say(line(format!("{plain}-graph"), &played), more)
 }
 
 /// Forward, cross entropy on the summed logits, backward, an Adam step with AMSGrad; as `xtask/bench/spiking_peer.py`.
@@ -39,20 +124,9 @@ pub(super) struct Step<'a> {
 impl Step<'_> {
     /// Milliseconds of each step, and what messages took of it where there are several ranks.
     pub(super) fn measure(&self, options: &Options) -> Result<(Vec<f64>, Option<Messages>)> {
-        tch::manual_seed(0);
-        let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
         let device = options.device()?;
-        let mut network = Network::new(plan, device)?;
-        let leak = LeakOptions {
-            initial: 0.9,
-            learnable: false,
-        };
-        network.add_neurons(&NeuronOptions {
-            threshold: 0.5,
-            learnable_threshold: false,
-            leak,
-            ..NeuronOptions::default()
-        })?;
+        let network = vgg9(device)?;
+        let _tf32 = options.precision.tf32()?;
         let parameters = network.parameters();
         let all: Vec<_> = parameters.iter().map(|(_, p)| p.shallow_clone()).collect();
         let reducer = self.group.reducer(&all)?;
@@ -73,10 +147,12 @@ impl Step<'_> {
         let images = Tensor::f_rand([self.images, 3, 32, 32], (Kind::Float, device))?;
         let labels = Tensor::f_randint(10, [self.images], (Kind::Int64, device))?;
         let mut once = || -> Result<Tensor> {
-            let options = Forward::spiking(self.timesteps);
-            let logits = network
-                .forward(Input::Direct(&images), &options, None)?
-                .logits;
+            let forward = Forward::spiking(self.timesteps);
+            let run = || network.forward(Input::Direct(&images), &forward, None);
+            let logits = options
+                .precision
+                .run(device, || run().map(|out| out.logits))?;
+            let logits = logits.f_to_kind(Kind::Float)?;
             let mean = Reduction::Mean;
             let loss = logits.f_cross_entropy_loss(&labels, None::<Tensor>, mean, -100, 0.)?;
             optimiser.zero_grad();

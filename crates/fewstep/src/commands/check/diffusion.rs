@@ -11,7 +11,7 @@ use fewstep_diffusion::{BetaSchedule, Convention, Dit, DitConfig, NoiseSchedule,
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use super::{Named, Place, fixture};
+use super::{Named, Place, fixture, small_dit};
 
 #[derive(Deserialize)]
 struct Case {
@@ -85,14 +85,9 @@ pub(super) fn dit(place: &Place) -> Result<Named> {
         ("official", Convention::Original),
         ("diffusers", Convention::Diffusers),
     ] {
-        let shape = DitConfig::named("S/2", 8, 4).context("DiT-S/2 is not known")?;
         let config = DitConfig {
-            depth: 2,
-            width: 32,
-            heads: 2,
-            classes: 10,
             convention,
-            ..shape
+            ..small_dit(4, 2, 32, 2)?
         };
         let dit = Dit::from_tensors(&config, file.section("model/"), "the fixture")?
             .to(place.device, place.kind())?;

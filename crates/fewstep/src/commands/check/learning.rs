@@ -1,18 +1,18 @@
 //! Cached sampling and learning a router on harmonica.safetensors, and training curves on the digits that fewstep carries.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fewstep_datasets::DataSpec;
 use fewstep_diffusion::random::ImageNoise;
 use fewstep_diffusion::sampler::{Sampler, SamplerName, sample};
 use fewstep_diffusion::train::{self, TrainData, TrainEvent, TrainOptions};
-use fewstep_diffusion::{Dit, DitConfig, Guidance, Guided, NoiseSchedule, SamplerOptions};
+use fewstep_diffusion::{Dit, Guidance, Guided, NoiseSchedule, SamplerOptions};
 use fewstep_harmonica::learn::LearnEvent;
 use fewstep_harmonica::{CachedReuse, Conditions, LearnOptions, Planned, Setting, learn, policy};
 use fewstep_iir::{Data, Event, Observer};
 use fewstep_torch::{Checkpoint, Group, LearningRate};
 use tch::Tensor;
 
-use super::{Named, Place, fixture};
+use super::{Named, Place, fixture, small_dit};
 use crate::config;
 use crate::experiment::Experiment;
 
@@ -26,14 +26,7 @@ struct Job {
 
 impl Job {
     fn new(file: &Checkpoint, place: &Place) -> Result<Self> {
-        let shape = DitConfig::named("S/2", 8, 4).context("DiT-S/2 is not known")?;
-        let config = DitConfig {
-            depth: 3,
-            width: 16,
-            heads: 4,
-            classes: 10,
-            ..shape
-        };
+        let config = small_dit(4, 3, 16, 4)?;
         let dit = Dit::from_tensors(&config, file.section("model/"), "the fixture")?;
         let noise = NoiseSchedule::default();
         let sampler = SamplerOptions::new(SamplerName::Ddim, 5).build(&noise)?;
@@ -77,6 +70,15 @@ pub(super) fn cached(place: &Place) -> Result<Named> {
     Ok(all)
 }
 
+/// The losses of a router that is learned.
+pub(super) fn router_losses(place: &Place) -> Result<Named> {
+    let mut all = router(place)?;
+    all.retain(|(name, _)| name == LOSSES);
+    Ok(all)
+}
+
+const LOSSES: &str = "losses";
+
 /// Losses, errors and logits of a router that is learned.
 pub(super) fn router(place: &Place) -> Result<Named> {
     let job = Job::new(&fixture!("harmonica")?, place)?;
@@ -90,6 +92,7 @@ pub(super) fn router(place: &Place) -> Result<Named> {
         trajectories: 3,
         batch_size: 2,
         evaluate_on: 2,
+        precision: place.precision,
         ..LearnOptions::default()
     };
     let folder = tempfile::tempdir()?;
@@ -118,7 +121,7 @@ pub(super) fn router(place: &Place) -> Result<Named> {
     )?;
     let logits = learned.router.logits().concat();
     Ok(vec![
-        ("losses".into(), Tensor::f_from_slice(&losses)?),
+        (LOSSES.into(), Tensor::f_from_slice(&losses)?),
         ("errors".into(), Tensor::f_from_slice(&errors)?),
         (
             "weights of the steps".into(),
@@ -205,14 +208,7 @@ pub(super) fn dit_curve(place: &Place) -> Result<Named> {
         train: digits.train,
         validation: digits.test,
     };
-    let shape = DitConfig::named("S/2", 8, 1).context("DiT-S/2 is not known")?;
-    let config = DitConfig {
-        depth: 3,
-        width: 48,
-        heads: 3,
-        classes: 10,
-        ..shape
-    };
+    let config = small_dit(1, 3, 48, 3)?;
     let options = TrainOptions {
         steps: 50,
         batch_size: 32,
