@@ -49,6 +49,9 @@ pub struct Options {
     /// For dit-xl and sdt: images at once
     #[arg(long, value_name = "N")]
     batch: Option<u64>,
+    /// For sdt: compute blocks again on the way back instead of keeping what they computed
+    #[arg(long)]
+    recompute: bool,
     /// For dit-xl and sdt: the shape, such as XL/2
     #[arg(long)]
     model: Option<String>,
@@ -141,6 +144,7 @@ pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
         ];
         words.extend(shape.into_iter().map(Into::into));
         if options.name == "sdt" {
+            words.extend(options.recompute.then(|| "--recompute".into()));
             words.push(format!("--samples={}", options.samples).into());
         }
         words.extend(options.json.then(|| "--json".into()));

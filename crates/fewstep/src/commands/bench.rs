@@ -64,6 +64,9 @@ pub struct Options {
     /// For dit-xl with --steps: images at once; for sdt latents, which guidance doubles
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=65536))]
     pub batch: u64,
+    /// For sdt: compute blocks again on the way back instead of keeping what they computed
+    #[arg(long)]
+    pub recompute: bool,
     /// For dit-xl and sdt: the shape
     #[arg(long, default_value = "XL/2")]
     pub model: String,
@@ -95,6 +98,7 @@ pub fn bench(options: &Options) -> Result<()> {
         ),
         (options.cuda_graph, "--cuda-graph", &["spiking", "dit-xl"]),
         (!options.steps.is_empty(), "--steps", &["dit-xl", "sdt"]),
+        (options.recompute, "--recompute", &["sdt"]),
     ];
     for (is_asked, option, names) in asked {
         if is_asked && !names.contains(&options.name.as_str()) {

@@ -39,6 +39,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         trajectories: options.warmup + options.samples,
         batch_size: options.batch as i64,
         precision: options.precision,
+        recompute: options.recompute,
         checkpoint_every: options.warmup + options.samples,
         evaluate_on: 1,
         ..LearnOptions::default()
@@ -78,9 +79,10 @@ pub(super) fn bench(options: &Options) -> Result<()> {
     let peak = peak.context("no trajectory was learned from")?;
     let model = &options.model;
     let name = format!(
-        "sdt-{}-{resolution}-t{steps}-b{}",
+        "sdt-{}-{resolution}-t{steps}-b{}{}",
         model.to_lowercase().replace('/', ""),
-        options.batch
+        options.batch,
+        if options.recompute { "-recompute" } else { "" }
     );
     if options.json {
         let line = json!({
