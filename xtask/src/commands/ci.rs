@@ -49,6 +49,8 @@ pub fn ci(checkout: &Checkout) -> Result<ExitCode> {
     for step in AFTER_LIBTORCH {
         run(checkout, step)?;
     }
+    eprintln!("== book");
+    super::book::book(checkout, false)?;
     eprintln!("== tests");
     if super::test::test(checkout, false)? != ExitCode::SUCCESS {
         bail!("the check `tests` failed");
