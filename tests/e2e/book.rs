@@ -57,6 +57,8 @@ fn follow(name: &str) {
             .current_dir(here.join("work"))
             .env("PATH", format!("{}:{path}", here.join("bin").display()))
             .env("FEWSTEP", env!("CARGO_BIN_EXE_fewstep"))
+            // Several chapters are followed at a time.
+            .env("OMP_NUM_THREADS", "1")
             .env_remove("FEWSTEP_DATA")
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())

@@ -178,6 +178,7 @@ fn other_programs_in_shell_blocks_are_ones_that_we_know() {
         "cp",
         "ls",
         "mkdir",
+        "mv",
         "nohup",
         "pip install",
         "python3",
