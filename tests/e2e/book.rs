@@ -14,8 +14,6 @@ use fewstep::experiment::{DitExperiment, Experiment, HarmonicaExperiment};
 #[path = "../book/page.rs"]
 mod page;
 
-use page::Page;
-
 fn root() -> PathBuf {
     page::root(env!("CARGO_MANIFEST_DIR"))
 }
