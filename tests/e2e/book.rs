@@ -160,8 +160,11 @@ fn every_config_of_the_book_is_one_that_the_program_reads() {
                 read(&place, &block.text);
                 seen += 1;
             }
-            // A part of a config, laid over a whole one.
-            if let Some(base) = block.info.strip_prefix("toml,over=") {
+            // A part of a config, laid over the whole one that its first line names.
+            if block.info == "toml,part" {
+                let first = block.text.lines().next().unwrap_or_default();
+                let base = first.strip_prefix("# changes ");
+                let base = base.unwrap_or_else(|| panic!("{place}: expected `# changes FILE`"));
                 let text = fs::read_to_string(root().join(base)).unwrap();
                 let mut table: toml::Table = toml::from_str(&text).unwrap();
                 lay(toml::from_str(&block.text).unwrap(), &mut table);

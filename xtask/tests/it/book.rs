@@ -128,8 +128,7 @@ fn every_code_block_is_of_a_kind_that_something_checks() {
             let place = format!("{}:{}: ```{}", page.name, block.line, block.info);
             match block.info {
                 // Checked by tests/e2e/book.rs and the book_tests of xtask and fewstep.
-                "sh" | "sh,run" | "toml,config" => {}
-                info if info.starts_with("toml,over=") => {}
+                "sh" | "sh,run" | "toml,config" | "toml,part" => {}
                 // By crates/fewstep-events-c/tests/it/book.rs.
                 "c" => assert_eq!(page.name, "docs/deploy.md", "{place}"),
                 // By doctests of fewstep-book.
@@ -191,7 +190,7 @@ fn other_programs_in_shell_blocks_are_ones_that_we_know() {
             let text = words.join(" ");
             let place = format!("{}:{line}: {text}", page.name);
             let is_known = |name: &&str| text == **name || text.starts_with(&format!("{name} "));
-            assert!(known.iter().any(|name| is_known(&name)), "{place}");
+            assert!(known.iter().any(is_known), "{place}");
             let packages = words
                 .windows(2)
                 .filter(|pair| words[0] == "cargo" && pair[0] == "-p");
