@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use mdbook_driver::MDBook;
 use mdbook_driver::book::BookItem;
 
-/// The name that a folder must have for its contents to be replaced, unless it is empty or holds a book.
+/// A folder with this file in it is taken for an earlier book, which may be replaced.
 const INDEX: &str = "index.html";
 
 /// Builds the book of the folder `docs` into the folder `out`, which is replaced. Returns the number of pages.
