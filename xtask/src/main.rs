@@ -2,7 +2,18 @@
 //!
 //! It finds or installs libtorch, builds the `fewstep` binary and drives it, and runs every check that CI runs. It never
 //! depends on tch, so it builds in under a minute on a machine that has nothing yet.
+//!
+//! ```sh
+//! cargo xtask doctor       # what is there, what is missing, how to mend it
+//! cargo xtask demo         # both methods on real digits
+//! cargo xtask run configs/iir/fashion-mnist-quick.toml --resume
+//! cargo xtask launch --nproc 2 sample --checkpoint digits --n 64 --out grid.png
+//! cargo xtask book --open  # the documentation
+//! cargo xtask ci           # what must pass before a change goes in
+//! ```
 
+#[cfg(test)]
+mod book_tests;
 mod browser;
 mod checkout;
 mod commands;
@@ -109,7 +120,14 @@ enum Task {
         #[arg(long)]
         slow: bool,
     },
-    /// Run every check that CI runs: format, licences, clippy, documentation, tests
+    /// Build the book from docs/ into target/book
+    #[command(after_help = "Example: cargo xtask book --open")]
+    Book {
+        /// Show it in a browser
+        #[arg(long)]
+        open: bool,
+    },
+    /// Run every check that CI runs: format, licences, clippy, documentation, the book, tests
     #[command(after_help = "Example: cargo xtask ci")]
     Ci,
     /// Measure ourselves against Python peers; writes target/bench/NAME.json
@@ -135,6 +153,7 @@ fn main() -> ExitCode {
         Task::Data { arguments } => commands::drive::fewstep(&checkout, Some("data"), &arguments),
         Task::Other(arguments) => commands::drive::fewstep(&checkout, None, &arguments),
         Task::Test { slow } => commands::test::test(&checkout, slow),
+        Task::Book { open } => commands::book::book(&checkout, open),
         Task::Ci => commands::ci::ci(&checkout),
         Task::Bundle(options) => commands::bundle::bundle(&checkout, &options),
         Task::Bench(options) => commands::bench::bench(&checkout, &options),

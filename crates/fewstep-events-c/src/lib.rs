@@ -2,6 +2,23 @@
 //!
 //! Every function that can fail returns a [`FewstepStatus`] and leaves a sentence for [`fewstep_last_error`]. No panic leaves a function.
 //! A model may be used by many threads at a time; freeing it while another thread uses it is the caller's to avoid.
+//!
+//! What C does, in Rust's words:
+//!
+//! ```
+//! use fewstep_events_c::{FewstepStatus, fewstep_last_error, fewstep_model_free, fewstep_model_open};
+//! use std::{ffi::CStr, ptr};
+//!
+//! let mut model = ptr::null_mut();
+//! // SAFETY: the path ends in NUL, and there is room for a pointer.
+//! let status = unsafe { fewstep_model_open(c"nowhere.events".as_ptr(), &mut model) };
+//! assert_eq!(status, FewstepStatus::File);
+//! // SAFETY: the library's own string, read before the next failure.
+//! let sentence = unsafe { CStr::from_ptr(fewstep_last_error()) }.to_string_lossy();
+//! assert!(sentence.starts_with("nowhere.events: "), "{sentence}");
+//! // SAFETY: NULL is nothing to free.
+//! unsafe { fewstep_model_free(model) };
+//! ```
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};

@@ -1,5 +1,8 @@
 //! The `fewstep` binary; `cargo xtask` builds it and hands its words on.
 
+#[cfg(test)]
+mod book_tests;
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};

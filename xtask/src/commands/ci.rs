@@ -50,6 +50,8 @@ pub fn ci(checkout: &Checkout) -> Result<ExitCode> {
     for step in AFTER_LIBTORCH {
         run(checkout, step)?;
     }
+    eprintln!("== book");
+    super::book::book(checkout, false)?;
     // Where it can't be had, `test` says so.
     if let Err(error) = Browser::install(checkout) {
         eprintln!("{error:#}");

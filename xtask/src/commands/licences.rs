@@ -14,6 +14,7 @@ const ALLOWED: &[&str] = &[
     "BSD-2-Clause",
     "BSD-3-Clause",
     "BSL-1.0",
+    "CC-BY-4.0",
     "CC0-1.0",
     "CDLA-Permissive-2.0",
     "ISC",

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod bench;
+pub mod book;
 pub mod bundle;
 pub mod ci;
 pub mod doctor;

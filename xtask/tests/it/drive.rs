@@ -59,7 +59,7 @@ fn words_and_exit_codes_pass_through_to_fewstep() {
 fn every_command_has_help_with_an_example_and_none_runs_for_it() {
     let sandbox = with_cargo("exit 7");
     for command in [
-        "setup", "doctor", "run", "demo", "launch", "data", "bundle", "test", "ci", "bench",
+        "setup", "doctor", "run", "demo", "launch", "data", "bundle", "test", "book", "ci", "bench",
     ] {
         let answer = run(&sandbox, &[command, "--help"]);
         assert_eq!(answer.code, Some(0), "{command}");
@@ -89,7 +89,7 @@ fn ci_runs_the_cheapest_checks_first_and_tests_last() {
         .iter()
         .filter_map(|line| line.split(' ').next())
         .collect();
-    assert_eq!(words, ["fmt", "metadata", "clippy", "doc", "test"]);
+    assert_eq!(words, ["fmt", "metadata", "clippy", "doc", "run", "test"]);
     assert!(answer.out.contains("all checks passed"), "{}", answer.out);
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 mod architecture;
+mod book;
 mod bundle;
 mod drive;
 mod launch;

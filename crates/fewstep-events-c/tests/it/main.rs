@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
 
+mod book;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
