@@ -74,7 +74,7 @@ enum Task {
         )]
         arguments: Vec<OsString>,
     },
-    /// Train a spiking network to one timestep on real digits (two minutes)
+    /// Both methods on real digits: a spiking network to one timestep, and a router for a small DiT (six minutes)
     #[command(
         override_usage = "cargo xtask demo [OPTION]...",
         after_help = "Options go to `fewstep demo`.\n\nExample: cargo xtask demo"

@@ -29,7 +29,7 @@ struct Cli {
 enum Command {
     /// Run an experiment from its config
     Run(run::Options),
-    /// Train an IIR-SNN down to one timestep on real digits and show what it won (2 minutes)
+    /// Train an IIR-SNN down to one timestep on real digits, then learn a router for a small DiT, and show what both won (6 minutes)
     Demo(demo::Options),
     /// Compare cache policies at the same saving and at the same time
     Compare(compare::Options),
