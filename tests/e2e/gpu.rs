@@ -193,12 +193,14 @@ fn cached_and_recorded_batches_are_timed_beside_uncached_ones() {
     assert_eq!(half["utilisation_percent"], 37.5);
     assert!(half["implied_speedup"].as_f64().unwrap() > 1.);
     let done = bench("--steps 2 --resolution 100");
+    assert_eq!(done.stdout, "");
     let said = "--resolution: expected a multiple of 16 up to 4096, found 100";
     assert!(done.sentence().contains(said), "{}", done.stderr);
     let done = sandbox.fewstep(&["bench", "sampling", "--precision", "tf32"]);
     let said = "--precision is for spiking, dit-xl, sdt";
     assert!(done.sentence().contains(said), "{}", done.stderr);
-    let done = bench("--steps 2 --model M/2");
+    let words = ["bench", "dit-xl", "--steps", "2", "--model", "M/2"];
+    let done = sandbox.fewstep(&words);
     let said = "--model: expected S, B, L or XL with /2, /4 or /8, such as XL/2, found \"M/2\"";
     assert!(done.sentence().contains(said), "{}", done.stderr);
 }
@@ -252,4 +254,33 @@ fn the_peers_time_the_cases_that_ours_time() {
     }
     let words = "--peer spikingjelly --case t1 --samples 1 --warmup 0";
     assert_eq!(peer("spiking_peer.py", words), ["vgg9-t1-b32"]);
+    // All of it in one call.
+    let sandbox = Sandbox::new();
+    let ours = sandbox.command(&[]);
+    let mut both = std::process::Command::new(&python);
+    both.arg(scripts.join("compare.py"))
+        .args(["dit-xl", "--device", "cpu", "--rounds", "1"])
+        .args(["--peer", "pytorch", "--out", "rows.json", "--ours"])
+        .arg(ours.get_program())
+        .args(small.split(' '))
+        .current_dir(sandbox.path(""));
+    let done = both.output().unwrap();
+    let why = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{why}");
+    let rows: Value =
+        serde_json::from_slice(&std::fs::read(sandbox.path("rows.json")).unwrap()).unwrap();
+    let rows = rows["rows"].as_array().unwrap();
+    let seen: Vec<_> = rows
+        .iter()
+        .map(|r| (r["name"].as_str().unwrap(), r["other"].as_str().unwrap()))
+        .collect();
+    let uncached = "dit-s8-64-s2-b2";
+    assert_eq!(
+        seen,
+        [
+            (uncached, "pytorch"),
+            ("dit-s8-64-s2-b2-random-22", uncached),
+            ("dit-s8-64-s2-b2-random-37", uncached)
+        ]
+    );
 }

@@ -9,6 +9,7 @@ use fewstep_diffusion::{Guidance, NoiseSchedule, SamplerOptions};
 use fewstep_torch::{Group, Ranks};
 use serde_json::json;
 
+use super::dit_xl::shape;
 use super::{Options, sampling, spiking};
 use crate::commands::print;
 use crate::sampling::{Job, labels_in_turn};
@@ -59,7 +60,7 @@ fn cases(options: &Options, group: &Group) -> Result<()> {
 
 /// Milliseconds that all images take all ranks.
 fn sample(options: &Options, group: &Group) -> Result<Vec<f64>> {
-    let dit = sampling::random_dit("S/2", 32)?;
+    let dit = sampling::random_dit(&shape("S/2", 32)?)?;
     let guidance = Guidance::scale(sampling::GUIDANCE);
     let labels = labels_in_turn(IMAGES as u64, dit.config().classes as usize);
     let (what, own) = ("a measurement", group.part(IMAGES).numbers());

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::random::ImageNoise;
 use fewstep_diffusion::sampler::{self, Sampler, SamplerName};
@@ -30,6 +30,10 @@ pub(super) fn bench(options: &Options) -> Result<()> {
     if options.steps.is_empty() {
         return one_image(options);
     }
+    // Before hours are spent on the first of them.
+    for &resolution in &options.resolution {
+        options.shape(resolution)?;
+    }
     for &resolution in &options.resolution {
         let dit = options.random_dit(resolution)?;
         for &steps in &options.steps {
@@ -40,19 +44,28 @@ pub(super) fn bench(options: &Options) -> Result<()> {
 }
 
 impl Options {
-    /// The model that is asked for, with random weights, where it is to compute.
-    pub(super) fn random_dit(&self, resolution: i64) -> Result<Dit> {
+    /// The shape that is asked for, for images of so many pixels a side.
+    fn shape(&self, resolution: i64) -> Result<DitConfig> {
         // The autoencoders of DiT make one of 8 × 8 pixels, and a patch is 2 × 2 of those.
         ensure!(
             resolution >= 16 && resolution % 16 == 0 && resolution <= 4096,
             "--resolution: expected a multiple of 16 up to 4096, found {resolution}"
         );
+        let shape = shape(&self.model, resolution / 8)?;
+        let checked = shape.validate();
+        checked.map_err(|(key, reason)| anyhow!("--resolution {resolution}: {key}: {reason}"))?;
+        Ok(shape)
+    }
+
+    /// A model of that shape with random weights, where it is to compute.
+    pub(super) fn random_dit(&self, resolution: i64) -> Result<Dit> {
+        let shape = self.shape(resolution)?;
         let start = Instant::now();
         let kind = match self.precision {
             Precision::Bfloat16 => Kind::BFloat16,
             _ => Kind::Float,
         };
-        let dit = random_dit(&self.model, resolution / 8)?.to(self.device()?, kind)?;
+        let dit = random_dit(&shape)?.to(self.device()?, kind)?;
         tell(&format!(
             "DiT-{} {resolution}, {:.1} million random weights in {:.1} s",
             self.model,

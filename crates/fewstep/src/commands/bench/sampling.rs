@@ -6,11 +6,12 @@ use anyhow::Result;
 use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::random::{self, Use};
 use fewstep_diffusion::sampler::SamplerName;
-use fewstep_diffusion::{Dit, Guidance, NoiseSchedule, Reuse, SamplerOptions};
+use fewstep_diffusion::{Dit, DitConfig, Guidance, NoiseSchedule, Reuse, SamplerOptions};
 use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, policy};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::dit_xl::shape;
 use super::{Options, product, wait};
 use crate::commands::print;
 use crate::sampling::{Job, Recorded, labels_in_turn};
@@ -32,7 +33,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         })
         .to_string(),
     )?;
-    let dit = random_dit("S/2", 32)?.to(options.device()?, Kind::Float)?;
+    let dit = random_dit(&shape("S/2", 32)?)?.to(options.device()?, Kind::Float)?;
     let config = dit.config();
     let guidance = Guidance::scale(GUIDANCE);
     let ddim = SamplerOptions::new(SamplerName::Ddim, STEPS);
@@ -136,11 +137,10 @@ fn recorded(
         .collect()
 }
 
-/// A published shape for latents `[4, size, size]` with random weights everywhere: the zeros of a new model's modulations and last
+/// A model of this shape with random weights everywhere: the zeros of a new model's modulations and last
 /// layer are cheaper to compute with than a trained model's numbers.
-pub(super) fn random_dit(name: &str, size: i64) -> Result<Dit> {
-    let config = super::dit_xl::shape(name, size)?;
-    let dit = Dit::new(&config, SEED)?;
+pub(super) fn random_dit(config: &DitConfig) -> Result<Dit> {
+    let dit = Dit::new(config, SEED)?;
     let _guard = tch::no_grad_guard();
     for (place, (name, mut t)) in dit.parameters().into_iter().enumerate() {
         if (name.contains("adaLN") || name.starts_with("final")) && name.ends_with("weight") {
