@@ -70,7 +70,7 @@ impl Window {
             .map_while(Result::ok);
         let address = said
             .find_map(|line| Some(line.strip_prefix("DevTools listening on ")?.to_owned()))
-            .expect("Chromium names its port");
+            .unwrap_or_else(|| panic!("Chromium named no port"));
         // It goes on to talk, and must not wait for a reader.
         std::thread::spawn(move || said.count());
         let host = address

@@ -10,19 +10,32 @@ use super::job::Job;
 use super::mix::{Gates, Slots};
 use crate::Result;
 
+/// One call of the model, as the uncached teacher has answered it.
+pub(super) struct Taught<'a> {
+    pub(super) prepared: &'a Prepared,
+    pub(super) call: &'a Call,
+    /// The output of the first sub-module.
+    pub(super) first: Option<Tensor>,
+    /// The prediction.
+    pub(super) target: Tensor,
+}
+
 impl Learner<'_> {
-    /// The student's prediction, detached, and its error against `target`, whose gradient ends in `gates.r`. Slots are written as
+    /// The student's prediction, detached, and its error against the teacher's, whose gradient ends in `gates.r`. Slots are written as
     /// [`Gates::student`] does.
     pub(super) fn recomputed(
         &self,
         job: &Job<'_>,
-        prepared: &Prepared,
-        call: &Call,
+        taught: Taught<'_>,
         gates: &Gates,
         slots: &mut Slots,
-        first: Option<Tensor>,
-        target: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
+        let Taught {
+            prepared,
+            call,
+            first,
+            target,
+        } = taught;
         let dit = self.setting.dit;
         let depth = dit.config().depth as usize;
         let before = slots.snapshot();
@@ -38,7 +51,7 @@ impl Learner<'_> {
         }
         let last = leaf(&tokens[depth])?;
         let output = job.finish(prepared, call, &last)?;
-        let error = self.error(&output, target)?;
+        let error = self.error(&output, &target)?;
         let mut flow = gradients(&error, &[&last])?.remove(0);
         // And back, last block first.
         let row = Gates {

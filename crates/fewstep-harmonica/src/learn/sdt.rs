@@ -5,6 +5,7 @@ use fewstep_torch::seed;
 
 use super::job::Job;
 use super::mix::Teacher;
+use super::recompute::Taught;
 use super::{LearnEvent, Learner, Proxy};
 use crate::Result;
 
@@ -63,8 +64,13 @@ impl Learner<'_> {
             let slots = &mut place.slots;
             let (output, error) = match self.options.recompute {
                 true => {
-                    let first = teacher.first;
-                    self.recomputed(&job, &prepared, &call, &gates, slots, first, &target)?
+                    let taught = Taught {
+                        prepared: &prepared,
+                        call: &call,
+                        first: teacher.first,
+                        target,
+                    };
+                    self.recomputed(&job, taught, &gates, slots)?
                 }
                 false => {
                     let mut student = gates.student(slots, call.timestep);

@@ -30,6 +30,9 @@ pub(super) fn sections(run: &Run) -> Vec<Section> {
     ]
 }
 
+/// A column of the table of policies: its heading, the key in the summary, and how the value is written.
+type Column = (&'static str, &'static str, fn(&Value) -> String);
+
 fn policies(run: &Run) -> &[Value] {
     list(run.summary("policies"))
 }
@@ -98,7 +101,7 @@ fn result(run: &Run) -> Vec<Block> {
     }
     if !policies(run).is_empty() {
         let some = |key: &str| policies(run).iter().any(|p| p[key].is_number());
-        let mut columns: Vec<(&str, &str, fn(&Value) -> String)> = vec![
+        let mut columns: Vec<Column> = vec![
             ("CUR %", "cur_percent", |v| fixed(v, 1)),
             ("MAC saving %", "mac_saving_percent", |v| fixed(v, 1)),
             ("ms/image", "latency_ms_per_image", |v| fixed(v, 2)),
@@ -358,10 +361,10 @@ fn id(name: &str) -> String {
 fn learning(run: &Run) -> Vec<Block> {
     let mut routers: Vec<String> = Vec::new();
     for e in run.events_of("scalar") {
-        if let Some((router, "loss")) = e["tag"].as_str().and_then(|t| t.split_once('/')) {
-            if !routers.iter().any(|r| r == router) {
-                routers.push(router.to_owned());
-            }
+        if let Some((router, "loss")) = e["tag"].as_str().and_then(|t| t.split_once('/'))
+            && !routers.iter().any(|r| r == router)
+        {
+            routers.push(router.to_owned());
         }
     }
     if routers.is_empty() {
