@@ -144,7 +144,12 @@ fn a_run_that_goes_on_is_shown_as_far_as_it_has_come() {
     let root = TempDir::new().unwrap();
     let folder = root.path().join("live");
     let started = json!({"kind": "phase_started", "phase": "ann", "epochs": 9, "time_s": 1.});
-    fixture::write(&folder, "name = \"live\"\n", &[started.clone()], None);
+    fixture::write(
+        &folder,
+        "name = \"live\"\n",
+        std::slice::from_ref(&started),
+        None,
+    );
     let lock = File::create(folder.join("run.lock")).unwrap();
     lock.lock().unwrap();
     let run = read(&folder);
