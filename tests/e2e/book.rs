@@ -104,6 +104,7 @@ chapters! {
     the_chapter_on_iir_snn_does_what_it_says: "docs/iir.md",
     the_chapter_on_own_checkpoints_does_what_it_says: "docs/checkpoint.md",
     the_chapter_on_policies_does_what_it_says: "docs/policies.md",
+    the_chapter_on_reports_does_what_it_says: "docs/reports.md",
     the_quick_start_does_what_it_says: "docs/quick-start.md",
 }
 

@@ -215,6 +215,8 @@ pub fn timeless(value: &Value) -> Value {
     const CLOCKS: [&str; 6] = [
         "time_s",
         "unix_s",
+        // How it was started: with `--resume` or without.
+        "command",
         "seconds",
         "train_seconds",
         "latency_ms",
