@@ -252,8 +252,14 @@ fn the_peers_time_the_cases_that_ours_time() {
         let words = format!("--peer pytorch --precision {precision} {small}");
         assert_eq!(peer("sampling_peer.py", &words), ["dit-s8-64-s2-b2"]);
     }
-    let words = "--peer spikingjelly --case t1 --samples 1 --warmup 0";
-    assert_eq!(peer("spiking_peer.py", words), ["vgg9-t1-b32"]);
+    for network in ["vgg9", "vgg16"] {
+        let words =
+            format!("--peer spikingjelly --network {network} --case t1 --samples 1 --warmup 0");
+        assert_eq!(
+            peer("spiking_peer.py", &words),
+            [format!("{network}-t1-b32")]
+        );
+    }
     // All of it in one call.
     let sandbox = Sandbox::new();
     let ours = sandbox.command(&[]);

@@ -77,6 +77,7 @@ def main():
     parser.add_argument("--resolution", action="append", help="for dit-xl; may be repeated [256 and 512]")
     parser.add_argument("--batch", default="8", help="for dit-xl")
     parser.add_argument("--model", default="XL/2", help="for dit-xl")
+    parser.add_argument("--network", default="vgg9", help="for spiking: vgg9 or vgg16")
     parser.add_argument("--peer", action="append", help="may be repeated [all]")
     parser.add_argument("--out", type=pathlib.Path, help="all rows with all samples, as JSON")
     options = parser.parse_args()
@@ -85,6 +86,8 @@ def main():
     if options.name == "dit-xl":
         common += [f"--steps={n}" for n in options.steps or [20, 50]] + [f"--resolution={n}" for n in options.resolution or [256, 512]]
         common += [f"--batch={options.batch}", f"--model={options.model}"]
+    if options.name == "spiking":
+        common.append(f"--network={options.network}")
     peers = options.peer or PEERS[options.name]
     ours, theirs = {}, {peer: {} for peer in peers}
     for number in range(1, options.rounds + 1):

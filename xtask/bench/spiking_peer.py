@@ -1,4 +1,4 @@
-"""One training step of a spiking VGG9 by SpikingJelly or snnTorch, for `cargo xtask bench spiking`.
+"""One training step of a spiking VGG9 or VGG16 by SpikingJelly or snnTorch, for `cargo xtask bench spiking`.
 
 Each peer is used as its own documentation does, without batch norm, dropout or compilation:
 
@@ -9,7 +9,7 @@ Each peer is used as its own documentation does, without batch norm, dropout or 
   convolutional tutorial.
 
 TF32 is off unless --precision says otherwise; bfloat16 is autocast. The step: forward over T, logits summed over T, cross entropy, backward, Adam (amsgrad, lr 1e-4). Input 32x32x3, batch 32,
-3x3 convolutions 64 A 128 256 A 256 512 A 512 A 512 (A: 2x2 average pool), then 1024, 1024, 10; no biases; nothing of the
+3x3 convolutions as CONFIGS says (A: 2x2 average pool), then 1024, 1024, 10; no biases; nothing of the
 neurons is learnt. Standard output gets one line of JSON a case: {"name", "peer", "ms", "threads", "batch"}, on a GPU "implementation" and
 "peak_memory_gib" as well.
 
@@ -32,16 +32,19 @@ import sampling_peer
 from sampling_peer import positive, wait
 
 BATCH, SIDE, CLASSES, HIDDEN = 32, 32, 10, 1024
-CONFIG = [64, "A", 128, 256, "A", 256, 512, "A", 512, "A", 512]
+CONFIGS = {
+    "vgg9": [64, "A", 128, 256, "A", 256, 512, "A", 512, "A", 512],
+    "vgg16": [64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512],
+}
 LEAK, THRESHOLD = 0.9, 0.5  # with the initial weights below, 4 to 40 % of the neurons of each convolution fire
 CASES = {"t1": 1, "t5": 5}
 IMPLEMENTATION = "SJ_LIF_CUDA_IMPLEMENTATION"
 
 
-def vgg9(conv, pool, flatten, linear, lif):
+def vgg(config, conv, pool, flatten, linear, lif):
     """The modules in order, from the constructors of one library."""
     modules, channels, side = [], 3, SIDE
-    for step in CONFIG:
+    for step in config:
         if step == "A":
             modules.append(pool(2, 2))
             side //= 2
@@ -61,7 +64,7 @@ def vgg9(conv, pool, flatten, linear, lif):
     return net
 
 
-def spikingjelly():
+def spikingjelly(config):
     """The network, and its forward pass: image [B, 3, 32, 32] and T to summed logits [B, 10]."""
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
@@ -71,7 +74,7 @@ def spikingjelly():
             surrogate_function=surrogate.ATan(), detach_reset=True,
         )
 
-    net = vgg9(layer.Conv2d, layer.AvgPool2d, layer.Flatten, layer.Linear, lif)
+    net = vgg(config, layer.Conv2d, layer.AvgPool2d, layer.Flatten, layer.Linear, lif)
     functional.set_step_mode(net, "m")
 
     def forward(image, timesteps):
@@ -81,7 +84,7 @@ def spikingjelly():
     return net, forward
 
 
-def snntorch():
+def snntorch(config):
     """As `spikingjelly`."""
     import snntorch
     from snntorch import surrogate, utils
@@ -89,7 +92,7 @@ def snntorch():
     def lif():
         return snntorch.Leaky(beta=LEAK, threshold=THRESHOLD, spike_grad=surrogate.atan(), init_hidden=True)
 
-    net = vgg9(nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Linear, lif)
+    net = vgg(config, nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Linear, lif)
 
     def forward(image, timesteps):
         utils.reset(net)
@@ -105,7 +108,7 @@ def measure(options, timesteps):
     """Milliseconds of each step after the warm-up."""
     torch.manual_seed(0)
     device = options.device
-    net, forward = PEERS[options.peer]()
+    net, forward = PEERS[options.peer](CONFIGS[options.network])
     net.train().to(device)
     image = torch.randn(BATCH, 3, SIDE, SIDE).to(device)
     labels = torch.randint(CLASSES, (BATCH,)).to(device)
@@ -152,11 +155,12 @@ def fastest(words, cases, known=("cuda", "triton", "torch")):
 
 def main():
     parser = argparse.ArgumentParser(
-        description="Times a training step of VGG9 by a peer.",
+        description="Times a training step of VGG9 or VGG16 by a peer.",
         epilog="Example: spiking_peer.py --peer snntorch --threads 2 --case t1",
     )
     parser.add_argument("--peer", choices=PEERS, required=True)
     sampling_peer.arguments(parser, 5)
+    parser.add_argument("--network", choices=CONFIGS, default="vgg9")
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -168,7 +172,7 @@ def main():
         return
     for case, timesteps in cases.items():
         line = {
-            "name": f"vgg9-{case}-b{BATCH}",
+            "name": f"{options.network}-{case}-b{BATCH}",
             "peer": options.peer,
             "ms": measure(options, timesteps),
             "threads": options.threads,

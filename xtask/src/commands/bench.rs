@@ -55,6 +55,9 @@ pub struct Options {
     /// For dit-xl and sdt: the shape, such as XL/2
     #[arg(long)]
     model: Option<String>,
+    /// For spiking: vgg9 or vgg16, for ours and the peers
+    #[arg(long, value_parser = ["vgg9", "vgg16"])]
+    network: Option<String>,
     /// For events: a run whose network and images take the place of made-up ones; may be repeated
     #[arg(long = "run", value_name = "FOLDER")]
     runs: Vec<PathBuf>,
@@ -225,6 +228,9 @@ impl Options {
             words.push(format!("--device={}", self.device));
         }
         words.extend(self.precision.iter().map(|p| format!("--precision={p}")));
+        if self.name == "spiking" {
+            words.extend(self.network.iter().map(|n| format!("--network={n}")));
+        }
         if self.name != DIT_XL && self.name != "sdt" {
             return words;
         }

@@ -70,6 +70,9 @@ pub struct Options {
     /// For dit-xl and sdt: the shape
     #[arg(long, default_value = "XL/2")]
     pub model: String,
+    /// For spiking: the network, vgg9 or vgg16
+    #[arg(long, default_value = "vgg9", value_parser = ["vgg9", "vgg16"])]
+    pub network: String,
     /// For `events`: a run whose network (vgg16 or resnet20) and test images take the place of made-up ones; for spiking with --cuda-graph a
     /// run whose last stage is T = 1; may be repeated
     #[arg(long = "run", value_name = "FOLDER")]
@@ -99,6 +102,7 @@ pub fn bench(options: &Options) -> Result<()> {
         (options.cuda_graph, "--cuda-graph", &["spiking", "dit-xl"]),
         (!options.steps.is_empty(), "--steps", &["dit-xl", "sdt"]),
         (options.recompute, "--recompute", &["sdt"]),
+        (options.network != "vgg9", "--network", &["spiking"]),
     ];
     for (is_asked, option, names) in asked {
         if is_asked && !names.contains(&options.name.as_str()) {

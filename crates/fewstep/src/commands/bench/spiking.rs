@@ -1,4 +1,4 @@
-//! A training step of VGG9 at T = 5 and T = 1; inference at T = 1, launched kernel by kernel and as one CUDA graph.
+//! A training step of VGG9 or VGG16 at T = 5 and T = 1; inference at T = 1, launched kernel by kernel and as one CUDA graph.
 
 use std::time::Instant;
 
@@ -41,22 +41,26 @@ pub(super) fn bench(options: &Options) -> Result<()> {
             group: &Group::alone(),
         };
         let (ms, _) = step.measure(options)?;
-        let name = format!("vgg9-t{timesteps}-b{IMAGES}");
+        let name = format!("{}-t{timesteps}-b{IMAGES}", options.network);
         options.say(
             json!({"name": name, "ms": ms, "threads": options.threads, "batch": IMAGES}),
             json!({}),
         )?;
     }
     match options.cuda_graph {
-        true => inference(options, "vgg9-t1", &vgg9(options.device()?)?),
+        true => {
+            let name = format!("{}-t1", options.network);
+            inference(options, &name, &random(options)?)
+        }
         false => Ok(()),
     }
 }
 
-/// Random weights, of which 4 to 40 % of the neurons of each convolution fire.
-fn vgg9(device: Device) -> Result<Network> {
+/// Random weights, of which 4 to 40 % of the neurons of each convolution fire in VGG9.
+fn random(options: &Options) -> Result<Network> {
     tch::manual_seed(0);
-    let plan = zoo::vgg("vgg9", [3, 32, 32], &[1024, 1024], 10, 1., false)?;
+    let device = options.device()?;
+    let plan = zoo::vgg(&options.network, [3, 32, 32], &[1024, 1024], 10, 1., false)?;
     let mut network = Network::new(plan, device)?;
     let leak = LeakOptions {
         initial: 0.9,
@@ -125,7 +129,7 @@ impl Step<'_> {
     /// Milliseconds of each step, and what messages took of it where there are several ranks.
     pub(super) fn measure(&self, options: &Options) -> Result<(Vec<f64>, Option<Messages>)> {
         let device = options.device()?;
-        let network = vgg9(device)?;
+        let network = random(options)?;
         let _tf32 = options.precision.tf32()?;
         let parameters = network.parameters();
         let all: Vec<_> = parameters.iter().map(|(_, p)| p.shallow_clone()).collect();
@@ -172,7 +176,7 @@ impl Step<'_> {
                 samples.push(start.elapsed().as_secs_f64() * 1e3);
             }
         }
-        let name = format!("vgg9-t{}-b{}", self.timesteps, self.images);
+        let name = format!("{}-t{}-b{}", options.network, self.timesteps, self.images);
         options.profiled(&name, once)?;
         options.profiled(&format!("{name}-inference"), || {
             let _guard = tch::no_grad_guard();
