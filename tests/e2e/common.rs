@@ -210,9 +210,9 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// JSON without what a clock says.
+/// JSON without what a clock says, and how a run was started.
 pub fn timeless(value: &Value) -> Value {
-    const CLOCKS: [&str; 6] = [
+    const LEFT_OUT: [&str; 7] = [
         "time_s",
         "unix_s",
         // How it was started: with `--resume` or without.
@@ -226,7 +226,7 @@ pub fn timeless(value: &Value) -> Value {
         Value::Object(fields) => {
             let kept = fields
                 .iter()
-                .filter(|(key, _)| !CLOCKS.contains(&key.as_str()));
+                .filter(|(key, _)| !LEFT_OUT.contains(&key.as_str()));
             Value::Object(kept.map(|(key, v)| (key.clone(), timeless(v))).collect())
         }
         Value::Array(list) => Value::Array(list.iter().map(timeless).collect()),
