@@ -61,11 +61,7 @@ impl Run {
         if self.state == State::Finished {
             return String::new();
         }
-        match self
-            .events_of("progress")
-            .last()
-            .or_else(|| self.events_of("phase_started").last())
-        {
+        match self.events_of("phase_started").last() {
             Some(e) if e["phase"].is_string() => {
                 let phase = text(&e["phase"]);
                 let epoch = self
