@@ -88,3 +88,15 @@ fn devices_lists_the_cpu_and_says_why_there_is_no_cuda() {
         done.stdout
     );
 }
+
+#[test]
+fn a_name_that_is_not_utf8_does_not_end_in_a_panic() {
+    use std::os::unix::ffi::OsStrExt;
+    let sandbox = Sandbox::new();
+    let config = std::ffi::OsStr::from_bytes(b"t\xff.toml");
+    std::fs::copy(sandbox.path("tiny.toml"), sandbox.path("").join(config)).unwrap();
+    let mut run = sandbox.command(&["run", "--quiet"]);
+    let output = run.arg(config).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}

@@ -128,7 +128,9 @@ enum Task {
         open: bool,
     },
     /// Run every check that CI runs: format, licences, clippy, documentation, the book, tests
-    #[command(after_help = "Example: cargo xtask ci")]
+    #[command(
+        after_help = "As root on Debian it installs Chromium, in which reports are tested.\n\nExample: cargo xtask ci"
+    )]
     Ci,
     /// Measure ourselves against Python peers; writes target/bench/NAME.json
     #[command(after_help = "Example: cargo xtask bench spiking --threads 2")]

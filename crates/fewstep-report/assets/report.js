@@ -135,6 +135,10 @@
       new ResizeObserver(() => drawn.resize()).observe(place);
     }
     const p = chart.plot;
+    // Both may name figures, which change while a run goes on.
+    figure.querySelector("h3").textContent = chart.title;
+    figure.querySelector("figcaption p").textContent = chart.description;
+    place.setAttribute("aria-label", `${chart.title}. ${chart.description}`);
     const values = { lines: () => p.series.flatMap((s) => s.points.map((q) => q[1])), points: () => p.families.flatMap((f) => f.points.map((q) => q[1])), bars: () => p.series.flatMap((s) => s.values) }[p.kind];
     drawn.setOption(kinds[p.kind](values ? { ...p, y: spread(p.y, values()) } : p), true);
     const numbers = figure.querySelector(".numbers");
@@ -208,7 +212,10 @@
       const update = JSON.parse(event.data);
       if (update.structure !== structure) {
         // Something is there that was not: take the whole page, and stay where the reader is.
-        const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+        const answer = await fetch(location.href);
+        // A file that is being replaced: the next update finds it whole.
+        if (!answer.ok) return;
+        const page = new DOMParser().parseFromString(await answer.text(), "text/html");
         charts.forEach((chart) => chart.dispose());
         charts.clear();
         data = JSON.parse(page.getElementById("data").textContent);

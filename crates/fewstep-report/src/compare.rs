@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::page::{
     Bars, Block, Cell, Chart, Choice, Family, Page, Picture, Pictures, Plot, Section, Series, Table,
 };
-use crate::run::Run;
+use crate::run::{Run, State};
 use crate::show::plain;
 
 /// A page with the figures of all `runs` in one table, their curves in the same charts, their samples behind one slider, and the keys of
@@ -16,7 +16,9 @@ pub fn compare(runs: &[Run]) -> Page {
     let mut sections = vec![
         Section {
             title: "Figures".into(),
-            blocks: vec![figures(&names, &pages)],
+            blocks: warnings(&names, runs, &pages)
+                .chain([figures(&names, &pages)])
+                .collect(),
         },
         Section {
             title: "Settings that differ".into(),
@@ -46,6 +48,28 @@ fn labels(runs: &[Run]) -> Vec<String> {
     runs.iter().map(one).collect()
 }
 
+/// What must not be overlooked in one of them.
+fn warnings<'a>(
+    names: &'a [String],
+    runs: &'a [Run],
+    pages: &'a [Page],
+) -> impl Iterator<Item = Block> + 'a {
+    names
+        .iter()
+        .zip(runs)
+        .zip(pages)
+        .flat_map(|((name, run), page)| {
+            let blocks = page.sections.iter().flat_map(|s| &s.blocks);
+            let said = blocks.filter_map(move |b| match b {
+                Block::Warning(text) => Some(Block::Warning(format!("{name}: {text}"))),
+                _ => None,
+            });
+            let running = (run.state() == State::Running)
+                .then(|| Block::Warning(format!("{name}: this run still goes on.")));
+            said.chain(running)
+        })
+}
+
 fn header(first: &str, names: &[String]) -> Vec<String> {
     std::iter::once(first.to_owned())
         .chain(names.iter().cloned())
@@ -72,7 +96,11 @@ fn figures(names: &[String], pages: &[Page]) -> Block {
                     rows.push((label, vec!["-".to_owned(); pages.len()]));
                     rows.len() - 1
                 });
-            rows[place].1[n].clone_from(&figure.value);
+            // What a figure is of is in its note: another policy in another run.
+            rows[place].1[n] = match figure.note.as_str() {
+                "" => figure.value.clone(),
+                note => format!("{} ({note})", figure.value),
+            };
         }
     }
     let row = |(label, values): (String, Vec<String>)| {

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 /// Larger files are left out of a report.
 const LARGEST_PICTURE: u64 = 8 << 20;
 
+const EVENTS: &str = "events.jsonl";
+
 /// Whether somebody works on a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -41,7 +43,11 @@ impl State {
             return Self::Finished;
         }
         // A read-only handle: looking at a run must not make its lock.
-        let lock = File::open(folder.join("run.lock"));
+        let lock = folder.join("run.lock");
+        if !lock.is_file() {
+            return Self::Stopped;
+        }
+        let lock = File::open(lock);
         match lock.map(|lock| lock.try_lock_shared()) {
             Ok(Err(TryLockError::WouldBlock)) => Self::Running,
             _ => Self::Stopped,
@@ -92,9 +98,14 @@ impl Run {
         let state = State::of(folder);
         let text = |name: &str| -> Result<Option<String>> {
             let path = folder.join(name);
-            let Some(bytes) = inside(folder, &path)? else {
+            let Some(mut bytes) = inside(folder, &path)? else {
                 return Ok(None);
             };
+            if name == EVENTS {
+                // A last line that is still being written may end within a letter.
+                let whole = bytes.iter().rposition(|b| *b == b'\n');
+                bytes.truncate(whole.map_or(0, |end| end + 1));
+            }
             let text = String::from_utf8(bytes).map_err(|e| {
                 content(
                     &path,
@@ -213,6 +224,13 @@ fn inside(folder: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
             folder: folder.to_owned(),
         });
     }
+    if !real.is_file() {
+        return Err(content(
+            path,
+            "a file",
+            "something else of that name".to_owned(),
+        ));
+    }
     let mut bytes = Vec::new();
     let mut file = File::open(&real).map_err(Error::io(path, "read"))?;
     file.read_to_end(&mut bytes)
@@ -221,8 +239,7 @@ fn inside(folder: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 fn events(path: &Path, text: &str) -> Result<Vec<Value>> {
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let lines = whole
+    let lines = text
         .lines()
         .enumerate()
         .filter(|(_, line)| !line.is_empty());
@@ -301,6 +318,10 @@ fn plans(folder: &Path) -> Result<Vec<PlanFile>> {
             .filter_map(|t| t.as_float().or_else(|| t.as_integer().map(|t| t as f64)))
             .collect();
         timesteps.reverse();
+        if timesteps.is_empty() {
+            // Written by hand, for any sampler: there is nothing to name its columns by.
+            continue;
+        }
         let width = steps.first().map_or(0, String::len);
         if width == 0
             || steps.len() != timesteps.len()

@@ -153,9 +153,14 @@ impl Run {
         // A demo is a run of a config that the program carries.
         let word = word.filter(|w| *w == "compare").unwrap_or("run");
         let file = format!("{}.toml", self.name);
+        // Other ranks give other sums.
+        let launch = match self.summary("ranks").as_u64() {
+            Some(n) if n > 1 => format!("launch --nproc {n} "),
+            _ => String::new(),
+        };
         let mut blocks = vec![Block::Code(Code {
             label: "The command that reproduces it, with the config below".into(),
-            text: format!("cargo xtask {word} {file}"),
+            text: format!("cargo xtask {launch}{word} {}", quoted(&file)),
             ..Code::default()
         })];
         if let Some(command) = start.and_then(|e| e["command"].as_array()) {

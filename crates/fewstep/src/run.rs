@@ -28,7 +28,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -325,7 +325,8 @@ pub(crate) fn versions() -> Value {
 
 /// The words that this process was started with.
 fn command() -> Vec<String> {
-    let mut words: Vec<_> = env::args().collect();
+    let words = env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let mut words: Vec<_> = words.collect();
     if let Some(program) = words.first_mut() {
         // Where it lies is this machine's business.
         let name = Path::new(program.as_str()).file_name();
@@ -387,7 +388,18 @@ fn lock(folder: &Path) -> Result<File, RunError> {
         .write(true)
         .open(&path)
         .map_err(|source| RunError::io("open", &path, source))?;
-    match file.try_lock() {
+    // Who looks at a run holds its lock for a moment.
+    let mut tries = 0;
+    let locked = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if tries < 10 => {
+                tries += 1;
+                thread::sleep(Duration::from_millis(20));
+            }
+            other => break other,
+        }
+    };
+    match locked {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(RunError::Locked {
             path: folder.to_path_buf(),
@@ -440,12 +452,23 @@ fn delete_run(folder: &Path) -> Result<(), RunError> {
     remove_if_there(&folder.join(EVENTS))?;
     delete_files(&folder.join(TENSORBOARD), is_tensorboard_file)?;
     delete_files(&folder.join(PLOTS), |name| name.ends_with(".png"))?;
+    delete_files(folder, is_of_a_comparison)?;
     let checkpoints = folder.join(CHECKPOINTS);
     for phase in fs::read_dir(&checkpoints).into_iter().flatten().flatten() {
         delete_files(&phase.path(), is_checkpoint)?;
     }
     delete_files(&checkpoints, is_checkpoint)?;
     remove_if_there(&folder.join(CONFIG))
+}
+
+/// Plans, routers and tables, which a report would show for those of the new run.
+fn is_of_a_comparison(name: &str) -> bool {
+    let between = |start: &str, end: &str| name.starts_with(start) && name.ends_with(end);
+    between("plan-", ".toml")
+        || between("router-", ".safetensors")
+        || between("matched-", ".md")
+        || between("matched-", ".csv")
+        || name == "table.csv"
 }
 
 fn is_checkpoint(name: &str) -> bool {

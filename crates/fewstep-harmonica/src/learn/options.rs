@@ -112,8 +112,8 @@ pub struct LearnOptions {
     pub error_on: ErrorOn,
     /// float32 or TF32, of everything that learning computes.
     pub precision: Precision,
-    /// Compute blocks again on the way back instead of keeping what they computed: the memory of one block instead of all, for about a third
-    /// more time. The router is the same up to rounding. For Step-wise Denoising Training.
+    /// Compute blocks again on the way back instead of keeping what they computed, so that only the tokens in front of each block and one
+    /// block's own memory are held. The router is the same up to rounding. For Step-wise Denoising Training.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recompute: bool,
     /// Initial logits.

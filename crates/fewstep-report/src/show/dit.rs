@@ -39,7 +39,7 @@ pub(super) fn sections(run: &Run) -> Vec<Section> {
     let loss = run.curve("loss");
     if !loss.is_empty() {
         blocks.push(Block::Chart(Chart {
-            id: "loss".into(),
+            id: "dit-loss".into(),
             title: "Loss".into(),
             description: "Training: mean over the steps since the last point. Validation: after each checkpoint, with the moving average of the weights.".into(),
             plot: Plot::Lines {
@@ -49,7 +49,7 @@ pub(super) fn sections(run: &Run) -> Vec<Section> {
             },
         }));
         blocks.push(Block::Chart(Chart {
-            id: "learning-rate".into(),
+            id: "dit-learning-rate".into(),
             title: "Learning rate".into(),
             description: "With its warm-up.".into(),
             plot: Plot::Lines {

@@ -197,6 +197,16 @@ fn replacing_deletes_what_a_run_writes_and_nothing_else() {
     }
     fs::write(run.checkpoints().join("last.safetensors"), "x").unwrap();
     fs::write(run.path("notes.txt"), "keep").unwrap();
+    let shown = [
+        "plan-fora-every-2.toml",
+        "router-l2c.safetensors",
+        "matched-saving.md",
+        "table.csv",
+        "report.html",
+    ];
+    for file in shown {
+        fs::write(run.path(file), "old").unwrap();
+    }
     drop(run);
     let run = RunFolder::create(root.path(), "demo", &config(2), Existing::Replace).unwrap();
     assert!(!run.resumed());
@@ -205,4 +215,21 @@ fn replacing_deletes_what_a_run_writes_and_nothing_else() {
     assert!(!run.checkpoints().join("t1").exists());
     assert!(!run.checkpoints().join("last.safetensors").exists());
     assert!(!run.path("tb").exists());
+    for file in shown {
+        assert!(!run.path(file).exists(), "{file} is not the new run's");
+    }
+}
+
+#[test]
+fn who_looks_at_a_run_for_a_moment_does_not_keep_it_from_starting() {
+    let root = TempDir::new().unwrap();
+    drop(open(root.path(), Existing::Refuse).unwrap());
+    let look = File::open(root.path().join("demo/run.lock")).unwrap();
+    look.try_lock_shared().unwrap();
+    let looked = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(look);
+    });
+    assert!(open(root.path(), Existing::Resume).unwrap().resumed());
+    looked.join().unwrap();
 }
