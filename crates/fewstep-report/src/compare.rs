@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::page::{
-    Bars, Block, Cell, Chart, Choice, Family, Page, Picture, Pictures, Plot, Section, Series, Table,
+    Bars, Block, Cell, Chart, Choice, Family, Page, Picture, Plot, Section, Series, Table,
 };
 use crate::run::{Run, State};
-use crate::show::plain;
+use crate::show::{behind_a_slider, plain};
 
 /// A page with the figures of all `runs` in one table, their curves in the same charts, their samples behind one slider, and the keys of
 /// their configs that differ.
@@ -59,8 +59,7 @@ fn warnings<'a>(
         .zip(runs)
         .zip(pages)
         .flat_map(|((name, run), page)| {
-            let blocks = page.sections.iter().flat_map(|s| &s.blocks);
-            let said = blocks.filter_map(move |b| match b {
+            let said = page.blocks().filter_map(move |b| match b {
                 Block::Warning(text) => Some(Block::Warning(format!("{name}: {text}"))),
                 _ => None,
             });
@@ -79,8 +78,7 @@ fn header(first: &str, names: &[String]) -> Vec<String> {
 fn figures(names: &[String], pages: &[Page]) -> Block {
     let mut rows: Vec<(String, Vec<String>)> = Vec::new();
     for (n, page) in pages.iter().enumerate() {
-        let blocks = page.sections.iter().flat_map(|s| &s.blocks);
-        let all = blocks.filter_map(|b| match b {
+        let all = page.blocks().filter_map(|b| match b {
             Block::Figures(figures) => Some(figures),
             _ => None,
         });
@@ -287,8 +285,7 @@ fn merged(chart: &Chart, names: &[String], pages: &[Page]) -> Chart {
 fn gathered(choice: &Choice, names: &[String], pages: &[Page]) -> Choice {
     let mut charts = Vec::new();
     for (n, (page, run)) in pages.iter().zip(names).enumerate() {
-        let blocks = page.sections.iter().flat_map(|s| &s.blocks);
-        for block in blocks {
+        for block in page.blocks() {
             let Block::Charts(other) = block else {
                 continue;
             };
@@ -309,6 +306,7 @@ fn gathered(choice: &Choice, names: &[String], pages: &[Page]) -> Choice {
     }
 }
 
+/// The samples of all runs behind one slider.
 fn samples(names: &[String], runs: &[Run]) -> Option<Section> {
     let all = runs.iter().zip(names).flat_map(|(run, name)| {
         run.samples.iter().map(move |p| Picture {
@@ -316,15 +314,5 @@ fn samples(names: &[String], runs: &[Run]) -> Option<Section> {
             png: p.png.clone(),
         })
     });
-    let all: Vec<_> = all.collect();
-    let first = all.first()?.size();
-    let pictures = Pictures {
-        id: "samples".into(),
-        title: "Samples".into(),
-        pictures: all.into_iter().filter(|p| p.size() == first).collect(),
-    };
-    Some(Section {
-        title: "Samples".into(),
-        blocks: vec![Block::Pictures(pictures)],
-    })
+    behind_a_slider(all, |_| "Samples")
 }

@@ -41,7 +41,7 @@ pub use page::{
     Axis, Bars, Block, Cell, Cells, Chart, Choice, Code, Family, Figure, Heatmap, Page, Picture,
     Pictures, Plot, Section, Series, Table, front,
 };
-pub use run::{Run, State};
+pub use run::{CONFIG, EVENTS, LOCK, PLOTS, Run, SUMMARY, State, is_run_name};
 pub use serve::{Dashboard, serve};
 
 /// What can go wrong here.

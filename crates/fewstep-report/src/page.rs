@@ -357,10 +357,14 @@ pub struct Code {
 }
 
 impl Page {
+    /// What is in it, top to bottom.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.sections.iter().flat_map(|s| &s.blocks)
+    }
+
     /// All charts, those to choose from included.
     pub fn charts(&self) -> impl Iterator<Item = &Chart> {
-        let blocks = self.sections.iter().flat_map(|s| &s.blocks);
-        blocks.flat_map(|block| match block {
+        self.blocks().flat_map(|block| match block {
             Block::Chart(chart) => vec![chart],
             Block::Charts(choice) => choice.charts.iter().map(|(_, chart)| chart).collect(),
             _ => vec![],

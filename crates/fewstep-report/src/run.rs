@@ -13,7 +13,22 @@ use crate::{Error, Result};
 /// Larger files are left out of a report.
 const LARGEST_PICTURE: u64 = 8 << 20;
 
-const EVENTS: &str = "events.jsonl";
+/// Files of a run folder that both who writes it and who shows it know: its config as it was run,
+pub const CONFIG: &str = "config.toml";
+/// its log, a JSON object a line,
+pub const EVENTS: &str = "events.jsonl";
+/// its figures, written last,
+pub const SUMMARY: &str = "summary.json";
+/// the lock that a process holds while it works on the run,
+pub const LOCK: &str = "run.lock";
+/// and the folder of its pictures.
+pub const PLOTS: &str = "plots";
+
+/// Whether a run may have this name: letters, digits, `-`, `_` and `.`, and none of `.`, `..` or a hidden folder.
+pub fn is_run_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(plain)
+}
 
 /// Whether somebody works on a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,11 +54,11 @@ impl State {
     /// Of this run folder.
     pub(crate) fn of(folder: &Path) -> Self {
         // The summary is written last.
-        if folder.join("summary.json").is_file() {
+        if folder.join(SUMMARY).is_file() {
             return Self::Finished;
         }
         // A read-only handle: looking at a run must not make its lock.
-        let lock = folder.join("run.lock");
+        let lock = folder.join(LOCK);
         if !lock.is_file() {
             return Self::Stopped;
         }
@@ -86,6 +101,16 @@ impl Run {
     /// # Errors
     /// It is no run folder, a file in it is damaged or leads out of the folder, or the file system fails.
     pub fn read(folder: &Path) -> Result<Self> {
+        let log = Self::read_log(folder)?;
+        Ok(Self {
+            samples: samples(folder)?,
+            plans: plans(folder)?,
+            ..log
+        })
+    }
+
+    /// The same without pictures and plans.
+    pub(crate) fn read_log(folder: &Path) -> Result<Self> {
         let no_run = |found| Error::NoRun {
             path: folder.to_owned(),
             found,
@@ -96,59 +121,31 @@ impl Run {
             Err(_) => return Err(no_run("nothing")),
         }
         let state = State::of(folder);
-        let text = |name: &str| -> Result<Option<String>> {
-            let path = folder.join(name);
-            let Some(mut bytes) = inside(folder, &path)? else {
-                return Ok(None);
-            };
-            if name == EVENTS {
-                // A last line that is still being written may end within a letter.
-                let whole = bytes.iter().rposition(|b| *b == b'\n');
-                bytes.truncate(whole.map_or(0, |end| end + 1));
-            }
-            let text = String::from_utf8(bytes).map_err(|e| {
-                content(
-                    &path,
-                    "UTF-8",
-                    format!("byte {} that is none", e.utf8_error().valid_up_to()),
-                )
-            })?;
-            Ok(Some(text))
-        };
-        let config = text("config.toml")?.ok_or_else(|| no_run("none"))?;
+        let config = text(folder, CONFIG)?.ok_or_else(|| no_run("none"))?;
         let settings: toml::Table = config.parse().map_err(|e: toml::de::Error| {
-            content(&folder.join("config.toml"), "TOML", e.message().to_owned())
+            content(&folder.join(CONFIG), "TOML", e.message().to_owned())
         })?;
-        let summary = match text("summary.json")? {
+        let summary = match text(folder, SUMMARY)? {
             Some(text) => Some(
                 serde_json::from_str(&text)
-                    .map_err(|e| content(&folder.join("summary.json"), "JSON", e.to_string()))?,
+                    .map_err(|e| content(&folder.join(SUMMARY), "JSON", e.to_string()))?,
             ),
             None => None,
         };
-        let name = settings.get("name").and_then(toml::Value::as_str);
-        let name = name.map_or_else(
-            || {
-                folder
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned()
-            },
-            str::to_owned,
-        );
+        let of_folder = || folder.file_name().unwrap_or_default().to_string_lossy();
+        let name = match settings.get("name").and_then(toml::Value::as_str) {
+            Some(name) => name.to_owned(),
+            None => of_folder().into_owned(),
+        };
         Ok(Self {
             name,
             state,
-            events: events(
-                &folder.join("events.jsonl"),
-                &text("events.jsonl")?.unwrap_or_default(),
-            )?,
-            samples: samples(folder)?,
-            plans: plans(folder)?,
             config,
             settings,
             summary,
+            events: events(folder)?,
+            samples: vec![],
+            plans: vec![],
         })
     }
 
@@ -167,7 +164,7 @@ impl Run {
         self.summary.as_ref().map_or(&Value::Null, |s| &s[key])
     }
 
-    /// A text of the config, `""` where there is none; the key may have dots.
+    /// A value of the config; the key may have dots.
     pub(crate) fn setting(&self, key: &str) -> Option<&toml::Value> {
         let mut parts = key.split('.');
         let first = self.settings.get(parts.next()?)?;
@@ -188,13 +185,15 @@ impl Run {
 }
 
 /// Something that changes when a run writes: sizes and times of its log and summary, and whether it is worked on.
-pub(crate) fn version(folder: &Path) -> Vec<(u64, u128)> {
+pub(crate) type Version = Vec<(u64, u128)>;
+
+pub(crate) fn version(folder: &Path) -> Version {
     let stat = |name: &str| {
         let found = fs::metadata(folder.join(name)).ok()?;
         let changed = found.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
         Some((found.len(), changed.as_nanos()))
     };
-    let mut all: Vec<_> = ["config.toml", "events.jsonl", "summary.json", "plots"]
+    let mut all: Vec<_> = [CONFIG, EVENTS, SUMMARY, PLOTS]
         .iter()
         .map(|name| stat(name).unwrap_or_default())
         .collect();
@@ -238,21 +237,38 @@ fn inside(folder: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn events(path: &Path, text: &str) -> Result<Vec<Value>> {
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.is_empty());
-    lines
-        .map(|(n, line)| {
-            serde_json::from_str(line).map_err(|e| {
-                content(
-                    path,
-                    "one JSON object a line",
-                    format!("line {}: {e}", n + 1),
-                )
-            })
+/// A file of `folder` as text; `None` where there is none.
+fn text(folder: &Path, name: &str) -> Result<Option<String>> {
+    let path = folder.join(name);
+    inside(folder, &path)?
+        .map(|bytes| utf8(&path, bytes))
+        .transpose()
+}
+
+fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        content(path, "UTF-8", format!("byte {at} that is none"))
+    })
+}
+
+fn events(folder: &Path) -> Result<Vec<Value>> {
+    let path = folder.join(EVENTS);
+    let mut bytes = inside(folder, &path)?.unwrap_or_default();
+    // A last line that is still being written may end within a letter.
+    let whole = bytes.iter().rposition(|b| *b == b'\n');
+    bytes.truncate(whole.map_or(0, |end| end + 1));
+    let read = |(n, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| {
+            let found = format!("line {}: {e}", n + 1);
+            content(&path, "one JSON object a line", found)
         })
+    };
+    let text = utf8(&path, bytes)?;
+    let lines = text.lines().enumerate();
+    lines
+        .filter(|(_, line)| !line.is_empty())
+        .map(read)
         .collect()
 }
 
@@ -268,7 +284,7 @@ fn named(folder: &Path, start: &str, end: &str) -> Vec<String> {
 }
 
 fn samples(folder: &Path) -> Result<Vec<Picture>> {
-    let plots = folder.join("plots");
+    let plots = folder.join(PLOTS);
     let mut all = Vec::new();
     for file in named(&plots, "samples", ".png") {
         let path = plots.join(&file);

@@ -20,7 +20,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::page::{Block, Cell, Page, Section, Table};
-use crate::run::{Run, State, version};
+use crate::run::{CONFIG, Run, State, Version, is_run_name, version};
 use crate::show::{date, duration};
 use crate::{Error, Result};
 
@@ -138,66 +138,72 @@ async fn guard(request: Request, next: Next) -> Response {
 
 /// The folder of a run, if it is one and really is in `root`.
 fn folder_of(root: &Path, name: &str) -> Option<PathBuf> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+    if !is_run_name(name) {
         return None;
     }
     let folder = root.join(name).canonicalize().ok()?;
-    (folder.parent() == Some(root) && folder.join("config.toml").is_file()).then_some(folder)
+    (folder.parent() == Some(root) && folder.join(CONFIG).is_file()).then_some(folder)
 }
 
-/// Names of the runs in `root`, the latest first.
-fn runs(root: &Path) -> Vec<String> {
-    let names = fs::read_dir(root)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|e| e.file_name().into_string().ok());
-    let mut all: Vec<_> = names
-        .filter_map(|name| {
+/// A run of the list.
+struct Listed {
+    name: String,
+    folder: PathBuf,
+    version: Version,
+}
+
+/// The runs in `root`, the latest first.
+fn runs(root: &Path) -> Vec<Listed> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut all: Vec<_> = entries
+        .filter_map(|e| {
+            let name = e.file_name().into_string().ok()?;
             let folder = folder_of(root, &name)?;
-            Some((version(&folder).iter().map(|v| v.1).max()?, name))
+            let version = version(&folder);
+            Some(Listed {
+                name,
+                folder,
+                version,
+            })
         })
         .collect();
-    all.sort_by(|a, b| b.cmp(a));
-    all.into_iter().map(|(_, name)| name).collect()
+    let changed = |run: &Listed| run.version.iter().map(|v| v.1).max();
+    all.sort_by(|a, b| (changed(b), &b.name).cmp(&(changed(a), &a.name)));
+    all
 }
 
 fn overview(root: &Path) -> Page {
-    let row = |name: String| -> Vec<Cell> {
+    let row = |listed: &Listed| -> Vec<Cell> {
         let link = Cell {
-            text: name.clone(),
-            link: Some(format!("/runs/{name}")),
+            text: listed.name.clone(),
+            link: Some(format!("/runs/{}", listed.name)),
         };
-        let folder = folder_of(root, &name).unwrap_or_default();
-        match Run::read(&folder) {
+        match Run::read_log(&listed.folder) {
             Ok(run) => vec![
                 link,
-                run.page().subtitle.into(),
+                run.subtitle().into(),
                 run.started().map_or("-".into(), date).into(),
                 run.seconds().map_or("-".into(), duration).into(),
             ],
             Err(e) => vec![link, e.to_string().into(), "-".into(), "-".into()],
         }
     };
-    let names = runs(root);
-    let working = names
-        .iter()
-        .filter(|n| State::of(&root.join(n)) == State::Running)
-        .count();
-    let blocks = match names.is_empty() {
+    let runs = runs(root);
+    let is_running = |run: &&Listed| State::of(&run.folder) == State::Running;
+    let working = runs.iter().filter(is_running).count();
+    let blocks = match runs.is_empty() {
         true => vec![Block::Text("There is no run here yet.".into())],
         false => vec![Block::Table(Table {
             caption: String::new(),
             header: ["run", "what", "started", "time"]
                 .map(str::to_owned)
                 .to_vec(),
-            rows: names.iter().cloned().map(row).collect(),
+            rows: runs.iter().map(row).collect(),
         })],
     };
     Page {
         title: "Runs".into(),
-        subtitle: format!("{} runs, {working} of them running", names.len()),
+        subtitle: format!("{} runs, {working} of them running", runs.len()),
         sections: vec![Section {
             title: "The latest first".into(),
             blocks,
@@ -240,10 +246,8 @@ async fn index_events(
 ) -> Sse<impl Stream<Item = std::result::Result<Event, Infallible>>> {
     let seen = root.clone();
     let version = move || {
-        runs(&seen)
-            .iter()
-            .map(|n| (n.clone(), version(&seen.join(n))))
-            .collect::<Vec<_>>()
+        let all = runs(&seen).into_iter().map(|run| (run.name, run.version));
+        all.collect::<Vec<_>>()
     };
     follow(version, move || Some(overview(&root)))
 }

@@ -6,7 +6,7 @@ mod iir;
 
 use serde_json::Value;
 
-use crate::page::{Block, Code, Figure, Page, Pictures, Section, Table};
+use crate::page::{Block, Code, Figure, Page, Picture, Pictures, Section, Table};
 use crate::run::{Run, State};
 
 impl Run {
@@ -22,17 +22,22 @@ impl Run {
         sections.extend(self.pictures());
         sections.push(self.reproduce());
         sections.retain(|s| !s.blocks.is_empty());
-        let data = self.dataset().map_or(String::new(), |d| format!(" on {d}"));
         Page {
             title: self.name.clone(),
-            subtitle: format!(
-                "{}{data}, {}{}",
-                called(&method),
-                self.state.word(),
-                self.progress()
-            ),
+            subtitle: self.subtitle(),
             sections,
         }
+    }
+
+    /// What it is and how far it has come, in a line.
+    pub(crate) fn subtitle(&self) -> String {
+        let data = self.dataset().map_or(String::new(), |d| format!(" on {d}"));
+        format!(
+            "{}{data}, {}{}",
+            called(&self.method()),
+            self.state.word(),
+            self.progress()
+        )
     }
 
     /// `iir-snn` where the config does not say: it is the default.
@@ -125,26 +130,11 @@ impl Run {
     }
 
     fn pictures(&self) -> Option<Section> {
-        let first = self.samples.first()?.size();
-        let alike: Vec<_> = self
-            .samples
-            .iter()
-            .filter(|p| p.size() == first)
-            .cloned()
-            .collect();
-        let title = match alike.len() {
+        let title = |pictures| match pictures {
             1 => "Samples",
             _ => "Samples from the same noise",
         };
-        let pictures = Pictures {
-            id: "samples".into(),
-            title: title.into(),
-            pictures: alike,
-        };
-        Some(Section {
-            title: "Samples".into(),
-            blocks: vec![Block::Pictures(pictures)],
-        })
+        behind_a_slider(self.samples.iter().cloned(), title)
     }
 
     fn reproduce(&self) -> Section {
@@ -221,6 +211,25 @@ impl Run {
             blocks,
         }
     }
+}
+
+/// The section of samples: those of the size of the first one, under a title for so many. Nothing without any.
+pub(crate) fn behind_a_slider(
+    pictures: impl IntoIterator<Item = Picture>,
+    title: impl Fn(usize) -> &'static str,
+) -> Option<Section> {
+    let mut pictures: Vec<_> = pictures.into_iter().collect();
+    let size = pictures.first()?.size();
+    pictures.retain(|p| p.size() == size);
+    let pictures = Pictures {
+        id: "samples".into(),
+        title: title(pictures.len()).into(),
+        pictures,
+    };
+    Some(Section {
+        title: "Samples".into(),
+        blocks: vec![Block::Pictures(pictures)],
+    })
 }
 
 /// A method as people call it.

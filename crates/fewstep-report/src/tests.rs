@@ -25,8 +25,7 @@ fn chart<'a>(page: &'a Page, id: &str) -> &'a Plot {
 }
 
 fn figure(page: &Page, label: &str) -> String {
-    let blocks = page.sections.iter().flat_map(|s| &s.blocks);
-    let all = blocks.filter_map(|b| match b {
+    let all = page.blocks().filter_map(|b| match b {
         Block::Figures(figures) => Some(figures),
         _ => None,
     });
@@ -122,11 +121,7 @@ fn a_comparison_of_policies_shows_router_and_plans_as_cells_in_the_order_of_exec
         "25.0",
         "the router at its own threshold"
     );
-    let Some(Block::Pictures(samples)) = page
-        .sections
-        .iter()
-        .flat_map(|s| &s.blocks)
-        .find(|b| matches!(b, Block::Pictures(_)))
+    let Some(Block::Pictures(samples)) = page.blocks().find(|b| matches!(b, Block::Pictures(_)))
     else {
         panic!()
     };
@@ -281,13 +276,18 @@ fn two_runs_share_a_table_their_charts_and_the_settings_that_differ() {
     chart(&mixed, "accuracy");
 }
 
+/// A connection to the dashboard that gives up after a while.
+fn connect(url: &str) -> TcpStream {
+    let address = url.trim_start_matches("http://").trim_end_matches('/');
+    let stream = TcpStream::connect(address).unwrap();
+    let patience = Some(Duration::from_secs(20));
+    stream.set_read_timeout(patience).unwrap();
+    stream
+}
+
 /// What the dashboard answers: status, headers and body.
 fn ask(url: &str, path: &str, host: &str, method: &str) -> (u16, String) {
-    let address = url.trim_start_matches("http://").trim_end_matches('/');
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    let mut stream = connect(url);
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
@@ -361,11 +361,7 @@ fn an_open_page_is_told_of_new_epochs() {
     let epoch = |n: u32| json!({"kind": "epoch", "phase": "ann", "epoch": n, "train_loss": 1. / f64::from(n), "val_accuracy": 0.5, "time_s": n});
     fixture::write(&folder, "name = \"live\"\n", &[epoch(1)], None);
     let url = dashboard(root.path());
-    let address = url.trim_start_matches("http://").trim_end_matches('/');
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    let mut stream = connect(&url);
     write!(
         stream,
         "GET /runs/live/events HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use fewstep_report::{CONFIG, EVENTS, LOCK, PLOTS, SUMMARY, is_run_name};
 use fewstep_torch::checkpoint::{ASIDE, write_atomically};
 
 use crate::tensorboard::{self, EventWriter};
@@ -41,13 +42,8 @@ pub(crate) use config_diff::first_difference;
 pub use error::RunError;
 use events::EventLog;
 
-const CONFIG: &str = "config.toml";
-const EVENTS: &str = "events.jsonl";
-const SUMMARY: &str = "summary.json";
-const LOCK: &str = "run.lock";
 const TENSORBOARD: &str = "tb";
 const CHECKPOINTS: &str = "checkpoints";
-const PLOTS: &str = "plots";
 const TABLE: &str = "table.md";
 const REPORT: &str = "report.html";
 
@@ -371,8 +367,7 @@ fn machine() -> Value {
 }
 
 fn check_name(name: &str) -> Result<(), RunError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+    if !is_run_name(name) {
         return Err(RunError::Name {
             name: name.to_owned(),
         });

@@ -45,17 +45,6 @@ pub struct DashboardOptions {
 /// # Errors
 /// A folder holds no run, or the file cannot be written; one sentence.
 pub fn report(options: &Options) -> Result<()> {
-    let html = |folders: &[PathBuf]| -> Result<String> {
-        let runs: Vec<_> = folders
-            .iter()
-            .map(|f| Run::read(f))
-            .collect::<Result<_, _>>()?;
-        Ok(match runs.as_slice() {
-            [run] => run.page(),
-            runs => fewstep_report::compare(runs),
-        }
-        .to_html())
-    };
     let out = match (&options.out, options.runs.as_slice()) {
         (None, [run]) => return print(&write_report(run)?.display().to_string()),
         (None, _) => Path::new("comparison.html"),
@@ -64,7 +53,12 @@ pub fn report(options: &Options) -> Result<()> {
     if out.is_dir() {
         bail!("--out {}: expected a file, found a folder", out.display());
     }
-    write_atomically(out, html(&options.runs)?.as_bytes())?;
+    let runs = options.runs.iter().map(|folder| Run::read(folder));
+    let page = match runs.collect::<Result<Vec<_>, _>>()?.as_slice() {
+        [run] => run.page(),
+        runs => fewstep_report::compare(runs),
+    };
+    write_atomically(out, page.to_html().as_bytes())?;
     print(&out.display().to_string())
 }
 
