@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::Sandbox;
+use crate::common::{Done, Sandbox};
 
 #[test]
 fn the_cpu_agrees_with_itself_and_in_bfloat16_within_two_percent() {
@@ -170,13 +170,16 @@ fn a_trained_network_of_one_timestep_infers_recorded_what_it_infers_launched() {
 /// A small stand-in for DiT-XL/2.
 const SMALL: &str = "--model S/8 --resolution 64 --batch 2 --warmup 0 --json";
 
+/// `fewstep bench NAME` with it.
+fn small(sandbox: &Sandbox, name: &str, more: &str) -> Done {
+    let words = format!("bench {name} {SMALL} {more}");
+    sandbox.fewstep(&words.split(' ').collect::<Vec<_>>())
+}
+
 #[test]
 fn cached_and_recorded_batches_are_timed_beside_uncached_ones() {
     let sandbox = Sandbox::new();
-    let bench = |more: &str| {
-        let words = format!("bench dit-xl {SMALL} {more}");
-        sandbox.fewstep(&words.split(' ').collect::<Vec<_>>())
-    };
+    let bench = |more: &str| small(&sandbox, "dit-xl", more);
     let found = lines(&bench("--steps 2 --steps 3 --samples 1 --cuda-graph"));
     let names: Vec<_> = found.iter().map(|l| l["name"].as_str().unwrap()).collect();
     let of = |steps: u32| {
@@ -208,10 +211,7 @@ fn cached_and_recorded_batches_are_timed_beside_uncached_ones() {
 #[test]
 fn a_trajectory_of_step_wise_denoising_training_is_timed_and_its_memory_told() {
     let sandbox = Sandbox::new();
-    let bench = |more: &str| {
-        let words = format!("bench sdt {SMALL} --steps 3 --samples 2 {more}");
-        sandbox.fewstep(&words.split(' ').collect::<Vec<_>>())
-    };
+    let bench = |more: &str| small(&sandbox, "sdt", &format!("--steps 3 --samples 2 {more}"));
     let found = lines(&bench("--precision tf32"));
     assert_eq!(found.len(), 1);
     assert_eq!(found[0]["name"], "sdt-s8-64-t3-b2");

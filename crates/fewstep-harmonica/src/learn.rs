@@ -28,6 +28,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{CachePlan, Conditions, Error, LOGIT_LIMIT, Result, Router, policy};
 
 pub use l2c::Images;
+pub(crate) use options::expect_saving;
 pub use options::{ErrorOn, LearnOptions, Mix, Penalty, Proxy, Reduction, Training};
 
 /// As published. The penalty's gradient is as small as `eps`, so both matter.

@@ -151,6 +151,16 @@ impl Default for LearnOptions {
     }
 }
 
+/// A share of MACs to save.
+pub(crate) fn expect_saving(target: f64) -> std::result::Result<(), (&'static str, String)> {
+    expect(
+        target > 0. && target < 1.,
+        "target_mac_saving",
+        "a number between 0 and 1",
+        &target,
+    )
+}
+
 impl LearnOptions {
     /// # Errors
     /// The option that is out of range, and a clause that says what was expected and found.
@@ -178,13 +188,7 @@ impl LearnOptions {
             &self.beta,
         )?;
         if let Some(target) = self.target_mac_saving {
-            let key = "target_mac_saving";
-            expect(
-                target > 0. && target < 1.,
-                key,
-                "a number between 0 and 1",
-                &target,
-            )?;
+            expect_saving(target)?;
             expect(
                 self.beta > 0.,
                 "beta",

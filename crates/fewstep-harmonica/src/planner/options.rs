@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MOST;
 use crate::MAX_ORDER;
+use crate::learn::expect_saving;
 
 /// What a plan is looked for with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,14 +70,7 @@ impl PlannerOptions {
     /// # Errors
     /// The option that is out of range, and a clause that says what was expected and found.
     pub fn validate(&self) -> std::result::Result<(), (&'static str, String)> {
-        let target = self.target_mac_saving;
-        let key = "target_mac_saving";
-        expect(
-            target > 0. && target < 1.,
-            key,
-            "a number between 0 and 1",
-            &target,
-        )?;
+        expect_saving(self.target_mac_saving)?;
         for (key, value) in [
             ("pool_images", self.pool_images),
             ("choose_images", self.choose_images),

@@ -7,16 +7,16 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fewstep_diffusion::dit::ComputeAll;
 use fewstep_diffusion::random::ImageNoise;
 use fewstep_diffusion::sampler::{self, Sampler, SamplerName};
-use fewstep_diffusion::{Dit, DitConfig, Guidance, Guided, NoiseSchedule, Reuse, SamplerOptions};
-use fewstep_harmonica::{CachePlan, CachedReuse, Conditions, Planned, policy};
+use fewstep_diffusion::{Dit, DitConfig, Guidance, Guided, NoiseSchedule, SamplerOptions};
+use fewstep_harmonica::{CachePlan, Conditions, policy};
 use fewstep_torch::{Precision, memory};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::sampling::{GUIDANCE, SEED, check_finite, random_dit};
+use super::sampling::{GUIDANCE, SEED, check_finite, implied, launched, played, random_dit};
 use super::{Options, gib, wait};
 use crate::commands::{print, tell};
-use crate::sampling::{Job, Recorded, labels_in_turn};
+use crate::sampling::{Job, labels_in_turn};
 
 /// Which of 20 × 56 cells Learning-to-Cache's router for DiT-XL/2 256 at 20 steps of DDIM reuses (arXiv 2406.01733, threshold 0.1): a line a
 /// call, the first one first; attention and MLP of each block in turn; 1 where the last output is taken.
@@ -147,18 +147,7 @@ fn batches(options: &Options, dit: &Dit, resolution: i64, steps: usize) -> Resul
     let plans = plans(&conditions)?;
     let labels = labels_in_turn(batch as u64, config.classes as usize);
     let _tf32 = options.precision.tf32()?;
-    let run = |plan: Option<&CachePlan>| -> Result<f64> {
-        let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), config));
-        let reuse: &mut dyn Reuse = match &mut cached {
-            Some(cached) => cached,
-            None => &mut ComputeAll,
-        };
-        let start = Instant::now();
-        let x = job.batch(0, &labels, reuse, &mut |_, _| Ok(()))?;
-        let ms = start.elapsed().as_secs_f64() * 1e3 / steps as f64;
-        check_finite(&x)?;
-        Ok(ms)
-    };
+    let run = |plan: Option<&CachePlan>| launched(job, plan, &labels);
     let cases: Vec<(String, Option<&CachePlan>)> = std::iter::once((name.clone(), None))
         .chain(
             plans
@@ -197,14 +186,8 @@ fn batches(options: &Options, dit: &Dit, resolution: i64, steps: usize) -> Resul
         return Ok(());
     }
     for (case, plan) in &cases {
-        let mut graph = Recorded::new(job, *plan, &labels)?;
-        let ms = (0..options.samples).map(|_| {
-            let start = Instant::now();
-            check_finite(&graph.batch(0, &labels)?)?;
-            Ok(start.elapsed().as_secs_f64() * 1e3 / steps as f64)
-        });
         let line = json!({
-            "name": format!("{case}-graph"), "ms": ms.collect::<Result<Vec<f64>>>()?, "threads": threads, "batch": batch,
+            "name": format!("{case}-graph"), "ms": played(options, job, *plan, &labels)?, "threads": threads, "batch": batch,
             "steps": steps, "beside": name,
         });
         // Against a graph too: what a graph wins is not won by the cache.
@@ -215,13 +198,11 @@ fn batches(options: &Options, dit: &Dit, resolution: i64, steps: usize) -> Resul
     Ok(())
 }
 
-/// What a case with a plan is held against.
+/// What a case with a plan is held against, and how much of it is reused.
 fn cached_line(uncached: &str, plan: &CachePlan) -> Value {
-    let saving = plan.mac_saving();
-    json!({
-        "against": uncached, "implied_speedup": 1. / (1. - saving), "mac_saving_percent": 100. * saving,
-        "utilisation_percent": 100. * plan.utilisation(),
-    })
+    let mut line = implied(uncached, plan);
+    line["utilisation_percent"] = (100. * plan.utilisation()).into();
+    line
 }
 
 /// One image of 256 × 256 pixels: 3 steps of DDIM with guidance.

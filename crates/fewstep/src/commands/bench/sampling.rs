@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::dit_xl::shape;
-use super::{Options, product, wait};
+use super::{Options, product};
 use crate::commands::print;
 use crate::sampling::{Job, Recorded, labels_in_turn};
 
@@ -59,19 +59,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         ),
     ];
     let labels = labels_in_turn(BATCH as u64, config.classes as usize);
-    let run = |plan: Option<&CachePlan>| -> Result<f64> {
-        let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), config));
-        let reuse: &mut dyn Reuse = match &mut cached {
-            Some(cached) => cached,
-            None => &mut ComputeAll,
-        };
-        let start = Instant::now();
-        let x = job.batch(0, &labels, reuse, &mut |_, _| Ok(()))?;
-        wait(&x)?;
-        let ms = start.elapsed().as_secs_f64() * 1e3 / STEPS as f64;
-        check_finite(&x)?;
-        Ok(ms)
-    };
+    let run = |plan: Option<&CachePlan>| launched(job, plan, &labels);
     // Touches the memory of the slots, too; sampling more than one batch does so once.
     for _ in 0..options.warmup {
         run(Some(&plans[1].1))?;
@@ -95,17 +83,12 @@ pub(super) fn bench(options: &Options) -> Result<()> {
     };
     let macs = config.macs().total() * 2 * BATCH as u64;
     let line = |name: &str, ms: &[f64], more: Value| {
-        let mut line = json!({"name": name, "ms": ms, "threads": threads, "batch": BATCH});
-        if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
-            line.extend(more);
-        }
-        print(&line.to_string())
+        let line = json!({"name": name, "ms": ms, "threads": threads, "batch": BATCH});
+        options.say(line, more)
     };
     line(name, &uncached, json!({"gflop": 2. * macs as f64 / 1e9}))?;
     for ((plan_name, plan), ms) in plans.iter().zip(&cached) {
-        let saving = plan.mac_saving();
-        let more = json!({"against": name, "implied_speedup": 1. / (1. - saving), "mac_saving_percent": 100. * saving});
-        line(&format!("{name}-{plan_name}"), ms, more)?;
+        line(&format!("{name}-{plan_name}"), ms, implied(name, plan))?;
     }
     for (plan_name, ms) in &graphs {
         let more = json!({"against": name, "cuda_graph": true, "judged": false});
@@ -125,16 +108,47 @@ fn recorded(
     let all = plans.iter().map(|(name, plan)| (*name, Some(plan)));
     std::iter::once(uncached)
         .chain(all)
-        .map(|(name, plan)| {
-            let mut graph = Recorded::new(job, plan, labels)?;
-            let ms = (0..options.samples).map(|_| {
-                let start = Instant::now();
-                check_finite(&graph.batch(0, labels)?)?;
-                Ok(start.elapsed().as_secs_f64() * 1e3 / STEPS as f64)
-            });
-            Ok((name.to_owned(), ms.collect::<Result<_>>()?))
-        })
+        .map(|(name, plan)| Ok((name.to_owned(), played(options, job, plan, labels)?)))
         .collect()
+}
+
+/// Milliseconds a step of one batch, kernel by kernel.
+pub(super) fn launched(job: Job<'_>, plan: Option<&CachePlan>, labels: &[i64]) -> Result<f64> {
+    let mut cached = plan.map(|plan| CachedReuse::new(Planned(plan), job.dit.config()));
+    let reuse: &mut dyn Reuse = match &mut cached {
+        Some(cached) => cached,
+        None => &mut ComputeAll,
+    };
+    timed(job, || Ok(job.batch(0, labels, reuse, &mut |_, _| Ok(()))?))
+}
+
+/// Milliseconds a step of each sample, played from one CUDA graph.
+pub(super) fn played(
+    options: &Options,
+    job: Job<'_>,
+    plan: Option<&CachePlan>,
+    labels: &[i64],
+) -> Result<Vec<f64>> {
+    let mut graph = Recorded::new(job, plan, labels)?;
+    let samples = 0..options.samples;
+    samples
+        .map(|_| timed(job, || Ok(graph.batch(0, labels)?)))
+        .collect()
+}
+
+/// Milliseconds a step of what makes a batch, whose latents arrive on the CPU.
+fn timed(job: Job<'_>, batch: impl FnOnce() -> Result<Tensor>) -> Result<f64> {
+    let start = Instant::now();
+    let x = batch()?;
+    let ms = start.elapsed().as_secs_f64() * 1e3 / job.sampler.timesteps().len() as f64;
+    check_finite(&x)?;
+    Ok(ms)
+}
+
+/// What a case with a plan is held against.
+pub(super) fn implied(uncached: &str, plan: &CachePlan) -> Value {
+    let saving = plan.mac_saving();
+    json!({"against": uncached, "implied_speedup": 1. / (1. - saving), "mac_saving_percent": 100. * saving})
 }
 
 /// A model of this shape with random weights everywhere: the zeros of a new model's modulations and last
