@@ -10,16 +10,19 @@
 
 mod distributed;
 mod events;
+mod samples;
 
 use std::env;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table;
 use serde_json::{Value, json};
+
+use samples::{Samples, add, lines, measure, median_and_spread};
 
 use super::drive;
 use crate::checkout::Checkout;
@@ -117,21 +120,6 @@ const FOLLOWED: f64 = 0.95;
 
 /// What the peers need; pinned.
 const REQUIREMENTS: &str = include_str!("../../bench/requirements.txt");
-
-/// All samples of one case by one program.
-#[derive(Debug, PartialEq)]
-struct Samples {
-    name: String,
-    threads: u64,
-    batch: u64,
-    ms: Vec<f64>,
-    gflop: Option<f64>,
-    judged: bool,
-    /// The case of ours that this one is compared with, and the speed-up that is implied.
-    against: Option<(String, f64)>,
-    /// The last line, for what only one benchmark has.
-    line: Value,
-}
 
 /// Measures, writes `target/bench/NAME.json`, prints the table.
 pub fn bench(checkout: &Checkout, options: &Options) -> Result<ExitCode> {
@@ -315,84 +303,6 @@ pub(super) fn python(checkout: &Checkout) -> Result<PathBuf> {
     Ok(python)
 }
 
-/// Runs one program and adds its samples to those of its earlier rounds.
-fn measure(command: &mut Command, who: &str, into: &mut Vec<Samples>) -> Result<()> {
-    add(&lines(command, who)?, who, into)
-}
-
-/// Adds what a program printed to the samples of its earlier rounds.
-fn add(lines: &[String], who: &str, into: &mut Vec<Samples>) -> Result<()> {
-    for line in lines {
-        let samples = parse(line)
-            .with_context(|| format!("{who} printed {line:?}, which is no measurement"))?;
-        let same =
-            |known: &&mut Samples| (&known.name, known.threads) == (&samples.name, samples.threads);
-        match into.iter_mut().find(same) {
-            Some(known) => {
-                known.ms.extend(samples.ms);
-                known.line = samples.line;
-            }
-            None => into.push(samples),
-        }
-    }
-    Ok(())
-}
-
-/// Runs one program; the lines of JSON that it printed, at least one.
-fn lines(command: &mut Command, who: &str) -> Result<Vec<String>> {
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-    ensure!(
-        output.status.success(),
-        "{who} ended with {}; its words are above",
-        output.status
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
-    let lines: Vec<String> = text
-        .lines()
-        .filter(|line| line.starts_with('{'))
-        .map(str::to_owned)
-        .collect();
-    ensure!(!lines.is_empty(), "{who} printed no measurement");
-    Ok(lines)
-}
-
-/// One line of a program.
-fn parse(line: &str) -> Result<Samples> {
-    let value: Value = serde_json::from_str(line)?;
-    let ms = value["ms"]
-        .as_array()
-        .context("`ms` is no list")?
-        .iter()
-        .map(|ms| {
-            ms.as_f64()
-                .filter(|ms| *ms > 0.0)
-                .context("`ms` holds something that is no positive number")
-        })
-        .collect::<Result<Vec<f64>>>()?;
-    ensure!(!ms.is_empty(), "`ms` is empty");
-    Ok(Samples {
-        name: value["name"]
-            .as_str()
-            .context("`name` is no text")?
-            .to_owned(),
-        threads: value["threads"]
-            .as_u64()
-            .context("`threads` is no number")?,
-        batch: value["batch"].as_u64().context("`batch` is no number")?,
-        ms,
-        gflop: value["gflop"].as_f64(),
-        judged: value["judged"].as_bool().unwrap_or(true),
-        against: value["against"]
-            .as_str()
-            .map(str::to_owned)
-            .zip(value["implied_speedup"].as_f64()),
-        line: value,
-    })
-}
-
 /// One row for each case and what it is compared with.
 fn compare(
     target: f64,
@@ -472,21 +382,6 @@ fn compare_two(our: &Samples, peer: &str, their: &Samples, target: Option<f64>) 
     row
 }
 
-/// Median and interquartile range, both by linear interpolation between the sorted samples.
-fn median_and_spread(samples: &[f64]) -> (f64, f64) {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        let place = share * (sorted.len() - 1) as f64;
-        let (below, above) = (
-            sorted[place.floor() as usize],
-            sorted[place.ceil() as usize],
-        );
-        below + (above - below) * place.fract()
-    };
-    (at(0.5), at(0.75) - at(0.25))
-}
-
 /// The rows for people.
 fn table(rows: &[Value]) -> Table {
     let mut table = Table::new();
@@ -547,6 +442,7 @@ fn meaning(row: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::samples::parse;
     use super::*;
 
     #[test]
@@ -601,22 +497,10 @@ mod tests {
     }
 
     #[test]
-    fn the_median_and_the_quartiles_interpolate() {
-        assert_eq!(median_and_spread(&[4.0, 1.0, 3.0, 2.0]), (2.5, 1.5));
-        assert_eq!(median_and_spread(&[7.0]), (7.0, 0.0));
-    }
-
-    #[test]
     fn a_case_that_a_peer_did_not_run_is_named() {
         let ours = [parse(r#"{"name": "a", "ms": [1.0], "threads": 2, "batch": 32}"#).unwrap()];
         let theirs = vec![Vec::new(), Vec::new()];
         let error = compare(BENCHES[0].target, BENCHES[0].peers, &ours, &theirs).unwrap_err();
         assert_eq!(error.to_string(), "spikingjelly did not measure a");
-    }
-
-    #[test]
-    fn a_line_without_samples_is_refused() {
-        assert!(parse(r#"{"name": "a", "ms": [], "threads": 2, "batch": 32}"#).is_err());
-        assert!(parse(r#"{"name": "a", "ms": [-1], "threads": 2, "batch": 32}"#).is_err());
     }
 }

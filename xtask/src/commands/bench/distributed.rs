@@ -238,7 +238,7 @@ fn table(rows: &[Value]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::bench::parse;
+    use crate::commands::bench::samples::parse;
 
     #[test]
     fn two_ranks_are_held_against_one_and_only_ours_are_judged() {

@@ -415,7 +415,7 @@ fn start_table(rows: &[Value]) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::samples::parse;
     use super::*;
 
     fn line(text: &str) -> Samples {
